@@ -1,0 +1,7 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The test bed: real libvirt and real guests on one Debian or Ubuntu machine."""
+
+from __future__ import annotations

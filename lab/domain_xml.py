@@ -1,0 +1,175 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The domain XML of a lab guest, and how to tell one from another's."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lab.places import EMULATOR, METADATA_NAMESPACE, guest_directory
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lab.image import Image
+
+QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
+MARK = f"{{{METADATA_NAMESPACE}}}guest"
+# Security drivers that confine QEMU by profiles or types in which a second emulator is unknown.
+CONFINING_MODELS = ("apparmor", "selinux")
+
+ET.register_namespace("lab", METADATA_NAMESPACE)
+ET.register_namespace("qemu", QEMU_NAMESPACE)
+
+
+@dataclass(frozen=True)
+class GuestSpec:
+    """What a guest is to be. The defaults are an ordinary guest with a working agent."""
+
+    name: str
+    memory_mib: int = 512
+    disk_format: str = "qcow2"
+    """`qcow2`: an overlay on the image; `raw`: a full copy, which takes no internal snapshot."""
+    agent_channel: bool = True
+    """Whether there is a virtio channel for the agent at all."""
+    agent_service: bool = True
+    """Whether the agent is started inside the guest."""
+    private_library: bool = False
+    """Whether QEMU maps a copy of a library of its own (see lab.libraries). Taints the domain."""
+
+    @property
+    def reachable(self) -> bool:
+        """Whether its agent can ever answer."""
+        return self.agent_channel and self.agent_service
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the host gives every guest: accelerator and security models."""
+
+    accelerator: str
+    """`kvm`, or `qemu` for emulation: the domain's type."""
+    security_models: tuple[str, ...] = ()
+
+
+def parse_security_models(capabilities: str) -> tuple[str, ...]:
+    """The active security drivers in a host's capabilities XML."""
+    return tuple(
+        model.text or "" for model in ET.fromstring(capabilities).findall("./host/secmodel/model")
+    )
+
+
+def is_lab_guest(xml: str) -> bool:
+    """Whether the lab made this domain: by its own mark, whatever the name."""
+    return ET.fromstring(xml).find(f"./metadata/{MARK}") is not None
+
+
+def parse_spec(xml: str) -> GuestSpec:
+    """What a domain of the lab was asked to be, from its mark."""
+    root = ET.fromstring(xml)
+    mark = root.find(f"./metadata/{MARK}")
+    if mark is None:
+        raise ValueError("not a domain of the lab")
+    return GuestSpec(
+        name=root.findtext("name", ""),
+        memory_mib=int(mark.get("memory-mib", "")),
+        disk_format=mark.get("disk-format", ""),
+        agent_channel=mark.get("agent-channel") == "yes",
+        agent_service=mark.get("agent-service") == "yes",
+        private_library=mark.get("private-library") == "yes",
+    )
+
+
+def disk_path(uuid: str) -> Path:
+    """A guest's disk."""
+    return guest_directory(uuid) / "disk"
+
+
+def console_path(uuid: str) -> Path:
+    """What a guest said on its serial console."""
+    return guest_directory(uuid) / "console.log"
+
+
+def library_directory(uuid: str) -> Path:
+    """Where QEMU of a guest with a private library looks for libraries first."""
+    return guest_directory(uuid) / "lib"
+
+
+def render(spec: GuestSpec, uuid: str, image: Image, machine: Machine) -> str:
+    """The whole domain XML of a guest."""
+    domain = ET.Element("domain", type=machine.accelerator)
+    _text(domain, "name", spec.name)
+    _text(domain, "uuid", uuid)
+    _mark(ET.SubElement(domain, "metadata"), spec)
+    _text(domain, "memory", str(spec.memory_mib), unit="MiB")
+    _text(domain, "vcpu", "1")
+    _boot(ET.SubElement(domain, "os"), spec, image)
+    features = ET.SubElement(domain, "features")
+    ET.SubElement(features, "acpi")
+    ET.SubElement(features, "apic")
+    if machine.accelerator == "kvm":
+        ET.SubElement(domain, "cpu", mode="host-passthrough")
+    ET.SubElement(domain, "clock", offset="utc")
+    _devices(ET.SubElement(domain, "devices"), spec, uuid)
+    for model in machine.security_models:
+        if model in CONFINING_MODELS:
+            ET.SubElement(domain, "seclabel", type="none", model=model)
+    if spec.private_library:
+        command_line = ET.SubElement(domain, f"{{{QEMU_NAMESPACE}}}commandline")
+        directory = str(library_directory(uuid))
+        ET.SubElement(
+            command_line, f"{{{QEMU_NAMESPACE}}}env", name="LD_LIBRARY_PATH", value=directory
+        )
+    return ET.tostring(domain, encoding="unicode")
+
+
+def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:
+    ET.SubElement(parent, tag, attributes).text = text
+
+
+def _yes_no(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _mark(metadata: ET.Element, spec: GuestSpec) -> None:
+    attributes = {
+        "memory-mib": str(spec.memory_mib),
+        "disk-format": spec.disk_format,
+        "agent-channel": _yes_no(spec.agent_channel),
+        "agent-service": _yes_no(spec.agent_service),
+        "private-library": _yes_no(spec.private_library),
+    }
+    ET.SubElement(metadata, MARK, attributes)
+
+
+def _boot(os: ET.Element, spec: GuestSpec, image: Image) -> None:
+    _text(os, "type", "hvm", arch="x86_64", machine="pc")
+    _text(os, "kernel", str(image.kernel))
+    _text(os, "initrd", str(image.initrd))
+    # mitigations=off: they cost an emulated processor much and protect nothing here.
+    words = ["root=LABEL=root", "rw", "console=ttyS0", "quiet", "mitigations=off"]
+    if not spec.agent_service:
+        words.append("systemd.mask=qemu-guest-agent.service")
+    _text(os, "cmdline", " ".join(words))
+
+
+def _devices(devices: ET.Element, spec: GuestSpec, uuid: str) -> None:
+    _text(devices, "emulator", str(EMULATOR))
+    disk = ET.SubElement(devices, "disk", type="file", device="disk")
+    # unsafe: a guest's disk need not survive its host's power, and flushes cost seconds.
+    ET.SubElement(disk, "driver", name="qemu", type=spec.disk_format, cache="unsafe")
+    ET.SubElement(disk, "source", file=str(disk_path(uuid)))
+    ET.SubElement(disk, "target", dev="vda", bus="virtio")
+    serial = ET.SubElement(devices, "serial", type="pty")
+    ET.SubElement(serial, "log", file=str(console_path(uuid)), append="on")
+    if spec.agent_channel:
+        channel = ET.SubElement(devices, "channel", type="unix")
+        ET.SubElement(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
+    random = ET.SubElement(devices, "rng", model="virtio")
+    _text(random, "backend", "/dev/urandom", model="random")
+    ET.SubElement(devices, "controller", type="usb", model="none")
+    ET.SubElement(devices, "memballoon", model="none")

@@ -1,0 +1,24 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Where the lab keeps things. All of it is the lab's own, so that all of it may be removed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+STATE = Path("/var/lib/kvm-fleet-lab")
+GUESTS = STATE / "guests"
+CACHE = Path("/var/cache/kvm-fleet-lab")
+
+INSTALLED_EMULATOR = Path("/usr/bin/qemu-system-x86_64")
+# QEMU finds its firmware relative to its own directory, so the copy lives beside the original.
+EMULATOR = Path("/usr/bin/qemu-system-x86_64-kvm-fleet-lab")
+
+METADATA_NAMESPACE = "https://kvm.fleet/xmlns/lab/1"
+
+
+def guest_directory(uuid: str) -> Path:
+    """A guest's disk and console log. Named by UUID: a guest's name may be anything."""
+    return GUESTS / uuid

@@ -1,0 +1,76 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Processes of this machine, told apart from later ones that reuse their id."""
+
+from __future__ import annotations
+
+import os
+import signal
+from dataclasses import dataclass
+from pathlib import Path
+
+from lab.clock import wait_until
+
+PROC = Path("/proc")
+
+
+@dataclass(frozen=True)
+class Process:
+    """One process: its id, and its start in clock ticks after the machine's boot."""
+
+    pid: int
+    started: int
+
+    def alive(self) -> bool:
+        """Whether this very process still runs."""
+        return observe(self.pid) == self
+
+    def executable(self) -> str:
+        """What /proc says it runs; ends in ' (deleted)' when that file was replaced."""
+        return os.readlink(PROC / str(self.pid) / "exe")
+
+    def stop(self, deadline_s: float = 15) -> None:
+        """Ask it to end, and kill it if it has not within the deadline."""
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if not self.alive():
+                return
+            os.kill(self.pid, number)
+            if wait_until(lambda: not self.alive(), deadline_s, every_s=0.05):
+                return
+
+
+def parse_stat(text: str) -> tuple[str, int]:
+    """State letter and start time of a /proc/PID/stat; its second field may hold anything."""
+    after_name = text.rpartition(")")[2].split()
+    return after_name[0], int(after_name[19])
+
+
+def observe(pid: int) -> Process | None:
+    """The process that has this id now, if it is one that still does anything."""
+    try:
+        state, started = parse_stat((PROC / str(pid) / "stat").read_text(errors="replace"))
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if state in "ZX" else Process(pid, started)
+
+
+def command_line(pid: int) -> tuple[str, ...]:
+    """The words a process was started with; none if it has gone."""
+    try:
+        raw = (PROC / str(pid) / "cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return ()
+    return tuple(word.decode(errors="replace") for word in raw.rstrip(b"\0").split(b"\0"))
+
+
+def running_with(*words: str) -> list[Process]:
+    """Every process whose command line has each of these words, as whole words."""
+    found = []
+    for entry in PROC.iterdir():
+        if entry.name.isdigit() and set(words) <= set(command_line(int(entry.name))):
+            process = observe(int(entry.name))
+            if process is not None:
+                found.append(process)
+    return found

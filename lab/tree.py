@@ -1,0 +1,144 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The guests' file tree: what is installed into it and how it is set up to boot fast."""
+
+from __future__ import annotations
+
+import shutil
+from typing import TYPE_CHECKING
+
+from lab import packages
+from lab.run import run
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from lab.host import Distribution
+
+KERNELS = {"debian": "linux-image-cloud-amd64", "ubuntu": "linux-image-virtual"}
+INCLUDED = ("dbus", "init", "qemu-guest-agent", "systemd", "systemd-sysv", "udev")
+
+# All that the initrd needs in order to find its root: a full one takes seconds to unpack.
+INITRD_MODULES = ("virtio_pci", "virtio_blk", "ext4")
+
+# Units that cost time at each boot or, worse, take dpkg's lock in the middle of a test.
+MASKED_UNITS = (
+    "apt-daily.timer",
+    "apt-daily-upgrade.timer",
+    "dpkg-db-backup.timer",
+    "e2scrub_all.timer",
+    "e2scrub_reap.service",
+    "fstrim.timer",
+    "getty@tty1.service",
+    "kmod-static-nodes.service",
+    "modprobe@.service",
+    "motd-news.timer",
+    "systemd-networkd.service",
+    "systemd-pstore.service",
+    "systemd-timesyncd.service",
+    "systemd-update-utmp.service",
+    "systemd-update-utmp-runlevel.service",
+)
+
+# Whoever can open the console of a lab guest is root on its host: no password to guard.
+AUTOLOGIN = """\
+[Service]
+ExecStart=
+ExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 %I $TERM
+"""
+
+FILES = {
+    "etc/hostname": "lab\n",
+    "etc/hosts": "127.0.0.1 localhost lab\n::1 localhost\n",
+    # Empty, not absent: each guest gets an id of its own, and none has a 'first boot'.
+    "etc/machine-id": "",
+    "etc/systemd/system/serial-getty@ttyS0.service.d/autologin.conf": AUTOLOGIN,
+    "etc/apt/sources.list.d/lab.list": (
+        "deb [trusted=yes] file:/srv/lab/main ./\ndeb [trusted=yes] file:/srv/lab/security ./\n"
+    ),
+}
+INITRD_SETTINGS = "MODULES=list\nBUSYBOX=n\nFSTYPE=ext4\nCOMPRESS=lz4\n"
+
+
+def bootstrap(
+    tree: Path,
+    downloads: Path,
+    distribution: Distribution,
+    sources: Sequence[str],
+    apt_options: Sequence[str],
+    inherit: Sequence[int],
+) -> None:
+    """Install the distribution into `tree`, and fetch its agent's package into `downloads`."""
+    included = (*INCLUDED, "initramfs-tools", "lz4", KERNELS[distribution.id])
+    initrd = '"$1"/etc/initramfs-tools'
+    run(
+        [
+            "mmdebstrap",
+            "--mode=root",
+            "--variant=minbase",
+            "--format=directory",
+            f"--include={','.join(included)}",
+            *(f"--aptopt={option}" for option in apt_options),
+            "--aptopt=Acquire::Languages none",
+            "--dpkgopt=path-exclude=/usr/share/man/*",
+            "--dpkgopt=path-exclude=/usr/share/doc/*",
+            "--dpkgopt=path-exclude=/usr/share/locale/*",
+            f"--essential-hook=mkdir -p {initrd}/conf.d",
+            f"--essential-hook=printf '{INITRD_SETTINGS}' > {initrd}/conf.d/lab",
+            f"--essential-hook=printf '%s\\n' {' '.join(INITRD_MODULES)} > {initrd}/modules",
+            f"--customize-hook=cd '{downloads}' &&"
+            ' APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get download qemu-guest-agent',
+            distribution.codename,
+            tree,
+            "-",
+        ],
+        stdin="\n".join(sources),
+        deadline_s=1800,
+        inherit=inherit,
+    )
+
+
+def publish_repositories(
+    tree: Path, agent: Path, scratch: Path, distribution: Distribution
+) -> None:
+    """Put the two repositories with the newer packages into the tree."""
+    main, security = (tree / "srv/lab" / name for name in ("main", "security"))
+    for directory in (main, security):
+        directory.mkdir(parents=True)
+    for deb in packages.MAIN:
+        packages.build(deb, main, scratch)
+    for deb in packages.SECURITY:
+        packages.build(deb, security, scratch)
+    packages.repack(agent, main, scratch)
+    packages.index(main, packages.release_fields(distribution, security=False))
+    packages.index(security, packages.release_fields(distribution, security=True))
+
+
+def install_old_packages(tree: Path, scratch: Path) -> None:
+    """Install the older packages in the tree, with one configuration file edited."""
+    inside = tree / "srv/lab/installed"
+    inside.mkdir()
+    for deb in packages.INSTALLED:
+        packages.build(deb, inside, scratch)
+    debs = [f"/srv/lab/installed/{deb.name}_{deb.version}_all.deb" for deb in packages.INSTALLED]
+    run(["chroot", tree, "dpkg", "--install", *debs])
+    run(["chroot", tree, "apt-mark", "auto", *packages.AUTOMATICALLY_INSTALLED])
+    shutil.rmtree(inside)
+    for path, text in packages.LOCALLY_EDITED.items():
+        (tree / path).write_text(text, encoding="utf-8")
+
+
+def settle(tree: Path) -> None:
+    """Cut the tree off from the network's sources, and have it boot fast and log in by itself."""
+    shutil.rmtree(tree / "var/lib/apt/lists")
+    (tree / "var/lib/apt/lists/partial").mkdir(parents=True)
+    for leftover in ("etc/apt/sources.list", "etc/apt/apt.conf.d/99mmdebstrap"):
+        (tree / leftover).unlink(missing_ok=True)
+    for path, text in FILES.items():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_text(text, encoding="utf-8")
+    run(["systemctl", f"--root={tree}", "mask", *MASKED_UNITS])
+    run(["chroot", tree, "passwd", "--delete", "root"])
