@@ -1,0 +1,228 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The closed family of errors that every part of the collection raises.
+
+Each error says what happened (its message), whether waiting can cure it (``transient``), what a person should do
+(``remedy``) and what was seen (``evidence``). ``error_code`` is stable: playbooks and monitoring may depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+
+class FleetError(Exception):
+    """Base of the family; only its subclasses are raised."""
+
+    error_code: ClassVar[str] = "fleet_error"
+    transient: ClassVar[bool] = False
+
+    def __init__(self, message: str, *, remedy: str, evidence: Mapping[str, object] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+        self.evidence: dict[str, object] = dict(evidence or {})
+
+
+class InvalidRequest(FleetError):
+    """What was asked for cannot be done on any guest: an impossible name, an empty command."""
+
+    error_code = "invalid_request"
+
+
+# --- the hypervisor ------------------------------------------------------------------------------
+
+
+class RemoteUriRefused(FleetError):
+    """The URI leads to another machine, whose processes cannot be seen from here."""
+
+    error_code = "remote_uri_refused"
+
+
+class HypervisorUnavailable(FleetError):
+    """libvirt does not answer on this machine."""
+
+    error_code = "hypervisor_unavailable"
+    transient = True
+
+
+class LibvirtFailed(FleetError):
+    """libvirt refused or failed for a reason that this collection has no name for; the evidence has its own words."""
+
+    error_code = "libvirt_failed"
+
+
+# --- the domain ----------------------------------------------------------------------------------
+
+
+class DomainNotFound(FleetError):
+    error_code = "domain_not_found"
+
+
+class DomainNotRunning(FleetError):
+    error_code = "domain_not_running"
+
+
+class DomainUnsafe(FleetError):
+    """Something about the domain makes the operation lose what cannot be brought back."""
+
+    error_code = "domain_unsafe"
+
+
+class ShutdownTimeout(FleetError):
+    """The guest was asked to shut down and is still there."""
+
+    error_code = "shutdown_timeout"
+
+
+class StartFailed(FleetError):
+    """The domain is off and could not be started, or did not stay up."""
+
+    error_code = "start_failed"
+
+
+class ProofFailed(FleetError):
+    """An operation reported success, and what was then measured says otherwise."""
+
+    error_code = "proof_failed"
+
+
+# --- snapshots -----------------------------------------------------------------------------------
+
+
+class SnapshotImpossible(FleetError):
+    """This domain's disks, firmware or free space do not allow the snapshot."""
+
+    error_code = "snapshot_impossible"
+
+
+class SnapshotNotFound(FleetError):
+    error_code = "snapshot_not_found"
+
+
+class SnapshotNotOurs(FleetError):
+    """The snapshot was not made by this collection, so it is not touched."""
+
+    error_code = "snapshot_not_ours"
+
+
+# --- the guest agent -----------------------------------------------------------------------------
+
+
+class NoAgentChannel(FleetError):
+    """The domain has no virtio channel for the guest agent."""
+
+    error_code = "no_agent_channel"
+
+
+class AgentSilent(FleetError):
+    """The channel is there and nobody answers on it."""
+
+    error_code = "agent_silent"
+    transient = True
+
+
+class AgentCommandBlocked(FleetError):
+    """The agent answers, and its RPC filter forbids the command."""
+
+    error_code = "agent_command_blocked"
+
+
+class AgentCommandFailed(FleetError):
+    """The agent understood the command and could not carry it out."""
+
+    error_code = "agent_command_failed"
+
+
+class AgentProtocolError(FleetError):
+    """The agent's answer is not what its protocol allows."""
+
+    error_code = "agent_protocol_error"
+
+
+# --- commands in the guest -----------------------------------------------------------------------
+
+
+class CommandTimeout(FleetError):
+    """The command did not end within its deadline and was ended."""
+
+    error_code = "command_timeout"
+
+
+class CommandResultLost(FleetError):
+    """The command ran; its result can no longer be had, because the agent restarted or an answer was lost."""
+
+    error_code = "command_result_lost"
+
+
+class CommandFailed(FleetError):
+    """The command ended with a return code other than zero."""
+
+    error_code = "command_failed"
+
+
+class CommandKilled(FleetError):
+    """The command was ended by a signal."""
+
+    error_code = "command_killed"
+
+
+# --- packages ------------------------------------------------------------------------------------
+
+
+class PackageManagerUnknown(FleetError):
+    error_code = "package_manager_unknown"
+
+
+class PackageManagerLocked(FleetError):
+    """Another process in the guest holds the package manager's lock."""
+
+    error_code = "package_manager_locked"
+    transient = True
+
+
+class PackageStateInterrupted(FleetError):
+    """An earlier package operation in the guest was cut off and has to be finished first."""
+
+    error_code = "package_state_interrupted"
+
+
+class PackageListsFailed(FleetError):
+    """The package lists could not be refreshed."""
+
+    error_code = "package_lists_failed"
+    transient = True
+
+
+class UpgradeFailed(FleetError):
+    """The package manager ended with an error."""
+
+    error_code = "upgrade_failed"
+
+
+class UpgradeTimeout(FleetError):
+    """The upgrade has not ended within its deadline; it still runs in the guest."""
+
+    error_code = "upgrade_timeout"
+
+
+class UpgradeRunning(FleetError):
+    """An upgrade started earlier still runs in the guest."""
+
+    error_code = "upgrade_running"
+    transient = True
+
+
+class UpgradeInterrupted(FleetError):
+    """The upgrade's unit is gone and left no result."""
+
+    error_code = "upgrade_interrupted"
+
+
+class GuestUnsupported(FleetError):
+    """The guest lacks something that the operation is built on."""
+
+    error_code = "guest_unsupported"

@@ -1,0 +1,170 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Runs one command in a guest, with everything that the agent's guest-exec leaves to its caller."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+from ansible_collections.kvm.fleet.plugins.module_utils._agent import Finished, GuestAgent
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import CommandTimeout, FleetError, InvalidRequest
+
+MAX_OUTPUT = 1_500_000
+"""Bytes of each output stream that can be asked for.
+
+The agent itself would send 16 MiB, but libvirt's RPC carries no string above 4 MiB (VIR_NET_MESSAGE_STRING_MAX), and an
+answer above 10 MiB (QEMU_AGENT_MAX_RESPONSE) makes libvirt give up on the agent until the domain's next start. Two
+streams of this size are 4.0 MB in base64.
+"""
+
+# Ran as: /bin/sh -c LAUNCHER sh CAP DIRECTORY COMMAND...
+#
+# The command replaces the shell, so its return code or signal is what the agent reports. Its output passes through two
+# readers that keep the first CAP bytes and drain the rest, so that no command can flood the agent. Becoming a session
+# leader makes its children reachable as one process group when it has to be ended. Where no FIFO can be made, as on a
+# full or read-only /run, the command runs without a cap rather than not at all.
+LAUNCHER = """\
+cap=$1 directory=$2; shift 2
+if [ -n "$directory" ]; then cd -- "$directory" || exit 125; fi
+if pipes=$(mktemp -d /run/kvm-fleet.XXXXXXXX 2>/dev/null) && mkfifo "$pipes/out" "$pipes/err" 2>/dev/null; then
+  { head -c "$cap"; cat >/dev/null; } <"$pipes/out" &
+  { head -c "$cap" >&2; cat >/dev/null; } <"$pipes/err" &
+  exec >"$pipes/out" 2>"$pipes/err"
+  rm -rf "$pipes"
+fi
+exec setsid "$@"
+"""
+
+_VARIABLE = re.compile(r"\A[A-Za-z_][A-Za-z0-9_]*\Z")
+
+
+@dataclass(frozen=True)
+class Command:
+    """What to run. ``timeout`` is in seconds, ``max_output`` in bytes of each stream."""
+
+    argv: tuple[str, ...]
+    stdin: bytes | None = None
+    chdir: str = ""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    timeout: float = 60
+    max_output: int = 1024 * 1024
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a command ended. ``exit_code`` is None when a signal ended it; ``duration`` is in seconds."""
+
+    exit_code: int | None
+    signal: int | None
+    stdout: str
+    stderr: str
+    stdout_truncated: bool
+    stderr_truncated: bool
+    duration: float
+
+
+def shell_script(text: str, *arguments: str, timeout: float, environment: Mapping[str, str] | None = None) -> Command:
+    """A POSIX shell script as a Command; ``arguments`` are its positional parameters."""
+    return Command(("/bin/sh", "-c", text, "sh", *arguments), timeout=timeout, environment=environment or {})
+
+
+def check_command(command: Command) -> None:
+    """Raise InvalidRequest for a command that could not run on any guest."""
+    problem = None
+    texts = [*command.argv, command.chdir, *command.environment.values()]
+    if not command.argv or not command.argv[0]:
+        problem = "there is no command to run"
+    elif any("\0" in text for text in texts):
+        problem = "an argument contains a NUL byte"
+    elif command.timeout <= 0:
+        problem = f"the timeout of {command.timeout:g} s is not above zero"
+    elif not 0 < command.max_output <= MAX_OUTPUT:
+        problem = f"max_output of {command.max_output} is not between 1 and {MAX_OUTPUT}"
+    else:
+        for variable in command.environment:
+            if not _VARIABLE.match(variable):
+                problem = f"{variable!r} is no name for an environment variable"
+    if problem:
+        raise InvalidRequest(problem, remedy="Correct the option; the documentation of kvm.fleet.guest_exec has examples.")
+
+
+def launch_line(command: Command) -> list[str]:
+    """The argument list that is handed to guest-exec."""
+    # One byte more than asked for tells a stream that was cut from one that fitted exactly.
+    cap = str(command.max_output + 1)
+    # guest-exec's own 'env' would replace the agent's environment, PATH included; env(1) adds to it.
+    variables = [f"{name}={value}" for name, value in command.environment.items()]
+    prefix = ["env", *variables] if variables else []
+    return ["/bin/sh", "-c", LAUNCHER, "sh", cap, command.chdir, *prefix, *command.argv]
+
+
+def run_command(agent: GuestAgent, command: Command) -> Outcome:
+    """Run a command in the guest to its end.
+
+    At the deadline its process group is ended, by SIGTERM and then SIGKILL, and CommandTimeout is raised. Raises what
+    GuestAgent.run raises, and InvalidRequest.
+    """
+    check_command(command)
+    try:
+        finished = agent.run(launch_line(command), timeout=command.timeout, stdin=command.stdin)
+    except CommandTimeout as error:
+        error.evidence["ended"] = _end_group(agent, error.evidence["pid"])
+        raise
+    return _outcome(finished, command.max_output)
+
+
+# Says 'ended' only when the process is gone: a pid that is still listed is a child that SIGKILL could not end.
+_END_GROUP = """\
+kill -TERM -- "-$1" 2>/dev/null
+for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 -- "-$1" 2>/dev/null || break; sleep 0.5; done
+kill -KILL -- "-$1" 2>/dev/null
+sleep 0.2
+! kill -0 -- "-$1" 2>/dev/null
+"""
+
+
+def _end_group(agent: GuestAgent, pid: object) -> bool:
+    """End a process and its children; tells whether they are known to be gone."""
+    try:
+        finished = agent.run(["/bin/sh", "-c", _END_GROUP, "sh", str(pid)], timeout=30)
+        return finished.exit_code == 0
+    except FleetError:
+        # The deadline that has passed is what the user is told; that the rest is unknown goes with it as evidence.
+        return False
+
+
+def _outcome(finished: Finished, max_output: int) -> Outcome:
+    return Outcome(
+        exit_code=finished.exit_code,
+        signal=finished.signal,
+        stdout=_decode(finished.stdout[:max_output]),
+        stderr=_decode(finished.stderr[:max_output]),
+        stdout_truncated=len(finished.stdout) > max_output,
+        stderr_truncated=len(finished.stderr) > max_output,
+        duration=finished.duration,
+    )
+
+
+def _decode(output: bytes) -> str:
+    return output.decode("utf-8", "replace")
+
+
+def path_exists(agent: GuestAgent, pattern: str) -> bool:
+    """Whether something in the guest matches a path, in which the shell's wildcards may be used."""
+    script = shell_script('IFS=; for path in $1; do [ -e "$path" ] && exit 0; done; exit 1', pattern, timeout=60)
+    return run_command(agent, script).exit_code == 0
+
+
+def boot_id(agent: GuestAgent, timeout: float = 30) -> str:
+    """The kernel's id of the guest's current boot: another one is the proof of a reboot."""
+    outcome = run_command(agent, Command(("cat", "/proc/sys/kernel/random/boot_id"), timeout=timeout))
+    return outcome.stdout.strip()
+
+
+def last_lines(text: str, count: int = 20) -> Sequence[str]:
+    """The end of an output, as evidence for an error."""
+    return text.splitlines()[-count:]

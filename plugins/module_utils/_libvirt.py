@@ -1,0 +1,263 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The one place that speaks libvirt.
+
+Its errors leave here as the collection's own, chosen by libvirt's numeric codes and never by its wording.
+"""
+
+from __future__ import annotations
+
+import re
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Dict, Tuple, Type
+
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import SystemClock
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState, ShutdownMethod, SnapshotRecord
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    AgentCommandFailed,
+    AgentSilent,
+    DomainNotFound,
+    DomainNotRunning,
+    FleetError,
+    HypervisorUnavailable,
+    LibvirtFailed,
+    NoAgentChannel,
+    RemoteUriRefused,
+    SnapshotNotFound,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import parse_snapshot
+
+LIBVIRT_IMPORT_ERROR: str | None
+try:
+    import libvirt
+    import libvirt_qemu
+except ImportError:
+    LIBVIRT_IMPORT_ERROR = traceback.format_exc()
+else:
+    LIBVIRT_IMPORT_ERROR = None
+
+_ErrorTable = Dict[str, Tuple[Type[FleetError], str]]
+"""libvirt's name of an error code, with the error that stands for it here and its remedy."""
+
+_LOCAL_URI = re.compile(r"\A[a-z]+(\+unix)?:///")
+
+
+def require_local(uri: str) -> None:
+    """Raise RemoteUriRefused for a URI that leads to another machine.
+
+    Drift is read from /proc of the QEMU process, so the collection has to run where that process runs.
+    """
+    if not _LOCAL_URI.match(uri):
+        raise RemoteUriRefused(
+            f"{uri!r} is not a local libvirt URI",
+            remedy="Run the task on the hypervisor itself (delegate_to) with a local URI such as qemu:///system.",
+        )
+
+
+@contextmanager
+def open_hypervisor(uri: str) -> Iterator[LibvirtHypervisor]:
+    """Connect to libvirt on this machine. Raises RemoteUriRefused and HypervisorUnavailable."""
+    require_local(uri)
+    libvirt.registerErrorHandler(lambda context, error: None, None)  # or libvirt prints each error on stderr too
+    libvirt.virEventRegisterDefaultImpl()  # has to come before the connection that is to deliver events
+    try:
+        connection = libvirt.open(uri)
+    except libvirt.libvirtError as error:
+        raise HypervisorUnavailable(
+            f"libvirt does not answer at {uri}: {error}",
+            remedy="Start libvirt ('systemctl start libvirtd', or virtqemud where libvirt is modular) and see that "
+            "this user may use it.",
+            evidence=_evidence(error),
+        ) from error
+    try:
+        yield LibvirtHypervisor(connection, uri)
+    finally:
+        connection.close()
+
+
+class EventClock(SystemClock):
+    """A clock whose ``wait`` runs libvirt's event loop and returns as soon as any domain reports an event."""
+
+    def __init__(self, connection: Any) -> None:
+        self._woken = False
+        for event in (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE):
+            try:
+                connection.domainEventRegisterAny(None, event, self._wake, None)
+            except libvirt.libvirtError as error:
+                # The test driver has no agent events. The timer below then still ends each wait.
+                if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
+                    raise
+
+    def _wake(self, *event: object) -> None:
+        self._woken = True
+
+    def wait(self, seconds: float) -> None:
+        self._woken = False
+        timer = libvirt.virEventAddTimeout(max(1, int(seconds * 1000)), self._wake, None)
+        try:
+            while not self._woken:
+                libvirt.virEventRunDefaultImpl()
+        finally:
+            libvirt.virEventRemoveTimeout(timer)
+
+
+class LibvirtHypervisor:
+    """The hypervisor behind an open connection."""
+
+    def __init__(self, connection: Any, uri: str) -> None:
+        self.uri = uri
+        self.clock = EventClock(connection)
+        self._connection = connection
+
+    def domains(self) -> Sequence[LibvirtDomain]:
+        with _translated():
+            return [LibvirtDomain(domain) for domain in self._connection.listAllDomains()]
+
+    def domain(self, name: str) -> LibvirtDomain:
+        try:
+            return LibvirtDomain(self._connection.lookupByName(name))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
+                raise _translate(error) from error
+        raise DomainNotFound(
+            f"no domain is named {name!r} on {self.uri}",
+            remedy="Names are matched exactly, letter by letter: compare with 'virsh list --all'.",
+            evidence={"domains": sorted(domain.name for domain in self.domains())},
+        )
+
+
+_STATES = {
+    "VIR_DOMAIN_NOSTATE": DomainState.NO_STATE,
+    "VIR_DOMAIN_RUNNING": DomainState.RUNNING,
+    "VIR_DOMAIN_BLOCKED": DomainState.BLOCKED,
+    "VIR_DOMAIN_PAUSED": DomainState.PAUSED,
+    "VIR_DOMAIN_SHUTDOWN": DomainState.SHUTTING_DOWN,
+    "VIR_DOMAIN_SHUTOFF": DomainState.SHUT_OFF,
+    "VIR_DOMAIN_CRASHED": DomainState.CRASHED,
+    "VIR_DOMAIN_PMSUSPENDED": DomainState.SUSPENDED,
+}
+
+
+class LibvirtDomain:
+    """A domain behind its libvirt handle."""
+
+    def __init__(self, handle: Any) -> None:
+        self._handle = handle
+        self.name: str = handle.name()
+        self.uuid: str = handle.UUIDString()
+
+    def state(self) -> DomainState:
+        with _translated():
+            number = self._handle.state()[0]
+        by_number = {getattr(libvirt, constant): state for constant, state in _STATES.items()}
+        return by_number.get(number, DomainState.NO_STATE)
+
+    def is_persistent(self) -> bool:
+        with _translated():
+            return bool(self._handle.isPersistent())
+
+    def has_managed_save(self) -> bool:
+        with _translated():
+            return bool(self._handle.hasManagedSaveImage())
+
+    def memory_bytes(self) -> int:
+        with _translated():
+            return int(self._handle.maxMemory()) * 1024
+
+    def xml(self) -> str:
+        with _translated():
+            return str(self._handle.XMLDesc())
+
+    def start(self) -> None:
+        with _translated():
+            self._handle.create()
+
+    def shutdown(self, method: ShutdownMethod) -> None:
+        flag = {
+            ShutdownMethod.ACPI: libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN,
+            ShutdownMethod.AGENT: libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT,
+        }[method]
+        with _translated(_AGENT_ERRORS):
+            self._handle.shutdownFlags(flag)
+
+    def destroy(self) -> None:
+        with _translated():
+            self._handle.destroy()
+
+    def exchange(self, request: str, timeout: int) -> str:
+        with _translated(_AGENT_ERRORS, fallback=AgentCommandFailed):
+            return str(libvirt_qemu.qemuAgentCommand(self._handle, request, timeout, 0))
+
+    def snapshots(self) -> Sequence[SnapshotRecord]:
+        with _translated():
+            return [
+                parse_snapshot(snapshot.getXMLDesc(), current=bool(snapshot.isCurrent()))
+                for snapshot in self._handle.listAllSnapshots()
+            ]
+
+    def create_snapshot(self, xml: str) -> None:
+        with _translated():
+            self._handle.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC)
+
+    def revert_to_snapshot(self, name: str) -> None:
+        with _translated():
+            self._handle.revertToSnapshot(self._handle.snapshotLookupByName(name))
+
+    def delete_snapshot(self, name: str) -> None:
+        with _translated():
+            self._handle.snapshotLookupByName(name).delete()
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+# Named rather than numbered, because an older binding lacks the newer ones: libvirt 11.2 brought the two AGENT_COMMAND
+# codes, before it a command that ran out of time was AGENT_UNRESPONSIVE and one that failed INTERNAL_ERROR.
+_COMMON_ERRORS: _ErrorTable = {
+    "VIR_ERR_NO_DOMAIN": (DomainNotFound, "It was there a moment ago: see 'virsh list --all' and run again."),
+    "VIR_ERR_NO_DOMAIN_SNAPSHOT": (SnapshotNotFound, "See 'virsh snapshot-list' for the snapshots that exist."),
+}
+_AGENT_ERRORS: _ErrorTable = {
+    "VIR_ERR_OPERATION_INVALID": (DomainNotRunning, "Look at its state with 'virsh domstate --reason'."),
+    "VIR_ERR_ARGUMENT_UNSUPPORTED": (
+        NoAgentChannel,
+        "Add a virtio channel named org.qemu.guest_agent.0 to the domain and install qemu-guest-agent in the guest.",
+    ),
+    **{
+        code: (
+            AgentSilent,
+            "See that qemu-guest-agent is installed in the guest and runs ('systemctl status qemu-guest-agent').",
+        )
+        for code in ("VIR_ERR_AGENT_UNRESPONSIVE", "VIR_ERR_AGENT_UNSYNCED", "VIR_ERR_AGENT_COMMAND_TIMEOUT")
+    },
+}
+_LOG_REMEDY = "Look at libvirt's log and at the domain's own in /var/log/libvirt/qemu."
+
+
+@contextmanager
+def _translated(
+    more: _ErrorTable | None = None, fallback: type[FleetError] = LibvirtFailed
+) -> Iterator[None]:
+    """Let libvirt's errors leave as the collection's own."""
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        raise _translate(error, more, fallback) from error
+
+
+def _translate(
+    error: Any,
+    more: _ErrorTable | None = None,
+    fallback: type[FleetError] = LibvirtFailed,
+) -> FleetError:
+    for code, (kind, remedy) in {**_COMMON_ERRORS, **(more or {})}.items():
+        if error.get_error_code() == getattr(libvirt, code, None):
+            return kind(str(error), remedy=remedy, evidence=_evidence(error))
+    return fallback(str(error), remedy=_LOG_REMEDY, evidence=_evidence(error))
+
+
+def _evidence(error: Any) -> dict[str, object]:
+    return {"libvirt_code": error.get_error_code(), "libvirt_domain": error.get_error_domain()}

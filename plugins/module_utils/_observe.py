@@ -1,0 +1,105 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Looks at domains without changing anything and without asking their agents."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ansible_collections.kvm.fleet.plugins.module_utils import _drift
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import (
+    ACTIVE_STATES,
+    Domain,
+    DomainState,
+    Hypervisor,
+    SnapshotRecord,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._domain_xml import ChannelState, Definition, parse_definition
+from ansible_collections.kvm.fleet.plugins.module_utils._drift import Drift, DriftState, FileId
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import DomainNotFound
+from ansible_collections.kvm.fleet.plugins.module_utils._proc import (
+    PROC,
+    ProcessUnreadable,
+    QemuProcess,
+    find_process,
+    running_files,
+    runtime_directory,
+    version_of,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import is_ours
+
+
+@dataclass(frozen=True)
+class Observation:
+    """One domain, as it was found. Versions are None where no process runs or the binary does not tell."""
+
+    name: str
+    uuid: str
+    state: DomainState
+    persistent: bool
+    managed_save: bool
+    definition: Definition
+    process: QemuProcess | None
+    version_running: str | None
+    version_installed: str | None
+    drift: Drift
+    snapshots: tuple[SnapshotRecord, ...]
+
+    @property
+    def own_snapshots(self) -> tuple[SnapshotRecord, ...]:
+        return tuple(snapshot for snapshot in self.snapshots if is_ours(snapshot))
+
+    @property
+    def channel(self) -> ChannelState:
+        """The agent's channel; unknown while the guest does not run, whatever its definition says."""
+        if self.definition.channel is ChannelState.ABSENT or self.state in ACTIVE_STATES:
+            return self.definition.channel
+        return ChannelState.UNKNOWN
+
+
+def observe_domains(hypervisor: Hypervisor, names: list[str] | None) -> list[Observation]:
+    """Look at the named domains in that order, or at all of them, by name. Raises DomainNotFound for the first missing.
+
+    A domain that is undefined between being listed and being looked at is left out, unless it was asked for by name.
+    """
+    versions: dict[FileId, str | None] = {}
+    if names is not None:
+        return [observe(hypervisor, hypervisor.domain(name), versions) for name in names]
+    observations = []
+    for domain in sorted(hypervisor.domains(), key=lambda domain: domain.name):
+        try:
+            observations.append(observe(hypervisor, domain, versions))
+        except DomainNotFound:
+            continue
+    return observations
+
+
+def observe(hypervisor: Hypervisor, domain: Domain, versions: dict[FileId, str | None] | None = None) -> Observation:
+    """Look at one domain. ``versions`` carries what is known of QEMU binaries from one domain to the next."""
+    known = {} if versions is None else versions
+    state = domain.state()
+    definition = parse_definition(domain.xml())
+    process, drift, running = None, Drift(DriftState.NOT_RUNNING), None
+    if state in ACTIVE_STATES:
+        try:
+            process = find_process(domain.name, domain.uuid, runtime_directory(hypervisor.uri))
+            drift = _drift.judge(*running_files(process))
+            running = version_of(PROC / str(process.pid) / "exe", known)
+        except ProcessUnreadable as problem:
+            drift = _drift.unknown(str(problem))
+    return Observation(
+        name=domain.name,
+        uuid=domain.uuid,
+        state=state,
+        persistent=domain.is_persistent(),
+        managed_save=domain.has_managed_save(),
+        definition=definition,
+        process=process,
+        version_running=running,
+        version_installed=version_of(Path(definition.emulator), known) if definition.emulator else None,
+        drift=drift,
+        snapshots=tuple(sorted(domain.snapshots(), key=lambda snapshot: (snapshot.created, snapshot.name))),
+    )

@@ -1,0 +1,258 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Shuts domains down, starts them, and puts them on a new QEMU process."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass, field
+from enum import Enum
+
+from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import Deadline, ticks, timestamp
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import (
+    ACTIVE_STATES,
+    Domain,
+    DomainState,
+    Hypervisor,
+    ShutdownMethod,
+    require_running,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    AgentCommandBlocked,
+    AgentSilent,
+    DomainUnsafe,
+    FleetError,
+    LibvirtFailed,
+    ProofFailed,
+    ShutdownTimeout,
+    StartFailed,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._exec import boot_id
+from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation, observe
+from ansible_collections.kvm.fleet.plugins.module_utils._proc import QemuProcess
+
+RESEND_SECONDS = 30
+"""How long to wait before the power button is pressed again. A guest that is still booting misses the first press."""
+
+PING_SECONDS = 5
+
+
+class PowerState(str, Enum):
+    """What a domain is wanted to be."""
+
+    STARTED = "started"
+    STOPPED = "stopped"
+    RESTARTED = "restarted"
+
+
+class Step(str, Enum):
+    SHUT_DOWN = "shut_down"
+    START = "start"
+    WAIT_FOR_AGENT = "wait_for_agent"
+
+
+@dataclass(frozen=True)
+class PowerOptions:
+    """How to get there. Timeouts are in seconds; an ``agent_timeout`` of zero means not to wait for the agent."""
+
+    method: ShutdownMethod = ShutdownMethod.ACPI
+    shutdown_timeout: float = 300
+    force: bool = False
+    agent_timeout: float = 300
+
+
+@dataclass(frozen=True)
+class Transition:
+    """A state of the domain, and when it was first seen in it."""
+
+    state: DomainState
+    at: str
+
+
+@dataclass
+class PowerReport:
+    """What happened. Fields stay None where something was not looked at or could not be told."""
+
+    transitions: list[Transition] = field(default_factory=list)
+    forced: bool = False
+    process_before: QemuProcess | None = None
+    process_after: QemuProcess | None = None
+    boot_id_before: str | None = None
+    boot_id_after: str | None = None
+
+
+def plan(observed: Observation, wanted: PowerState, options: PowerOptions) -> tuple[Step, ...]:
+    """The steps from what was observed to what is wanted. Raises DomainNotRunning and DomainUnsafe.
+
+    A domain that is off is not restarted: somebody wanted it off.
+    """
+    wait = (Step.WAIT_FOR_AGENT,) if options.agent_timeout else ()
+    off = observed.state not in ACTIVE_STATES
+    if wanted is PowerState.STARTED and off:
+        return (Step.START, *wait)
+    if wanted is PowerState.STOPPED and off:
+        return ()
+    require_running(observed.name, observed.state)
+    if wanted is PowerState.STARTED:
+        return ()
+    _require_safe_shutdown(observed)
+    return (Step.SHUT_DOWN,) if wanted is PowerState.STOPPED else (Step.SHUT_DOWN, Step.START, *wait)
+
+
+def _require_safe_shutdown(observed: Observation) -> None:
+    if not observed.persistent:
+        raise DomainUnsafe(
+            f"domain {observed.name!r} is transient: shut down, it would be gone for good",
+            remedy="Make it persistent first: 'virsh dumpxml' it to a file and 'virsh define' that file.",
+        )
+    if observed.managed_save:
+        raise DomainUnsafe(
+            f"domain {observed.name!r} runs and also has a managed save image: its next start would bring back old RAM",
+            remedy="Remove the image with 'virsh managedsave-remove' if nobody needs it.",
+        )
+
+
+def check(hypervisor: Hypervisor, domain: Domain, steps: tuple[Step, ...], options: PowerOptions) -> None:
+    """Raise what would make the steps fail, before the first of them. Changes nothing.
+
+    A guest whose agent is silent now would be silent after a restart as well, and nothing would prove that it came up.
+    """
+    agent_is_needed = Step.SHUT_DOWN in steps and (
+        Step.WAIT_FOR_AGENT in steps or options.method is ShutdownMethod.AGENT
+    )
+    if agent_is_needed:
+        GuestAgent(domain, hypervisor.clock).ping()
+
+
+def apply(hypervisor: Hypervisor, domain: Domain, steps: tuple[Step, ...], options: PowerOptions) -> PowerReport:
+    """Carry the steps out and prove them.
+
+    Errors carry the transitions seen so far, and say in which state the domain is left.
+    """
+    cycle = _Cycle(hypervisor, domain, options)
+    try:
+        for step in steps:
+            cycle.run(step)
+        cycle.prove(steps)
+    except FleetError as error:
+        error.evidence["transitions"] = [{"state": transition.state.value, "at": transition.at} for transition in cycle.report.transitions]
+        error.evidence["forced"] = cycle.report.forced
+        raise
+    return cycle.report
+
+
+class _Cycle:
+    """One domain on its way through the steps."""
+
+    def __init__(self, hypervisor: Hypervisor, domain: Domain, options: PowerOptions) -> None:
+        self.report = PowerReport()
+        self._hypervisor = hypervisor
+        self._clock = hypervisor.clock
+        self._domain = domain
+        self._options = options
+        self._agent = GuestAgent(domain, hypervisor.clock)
+        self._look()
+
+    def run(self, step: Step) -> None:
+        {Step.SHUT_DOWN: self._shut_down, Step.START: self._start, Step.WAIT_FOR_AGENT: self._wait_for_agent}[step]()
+
+    def _look(self) -> DomainState:
+        """The domain's state, noted when it is another than before."""
+        state = self._domain.state()
+        if not self.report.transitions or self.report.transitions[-1].state is not state:
+            self.report.transitions.append(Transition(state, timestamp(self._clock.now())))
+        return state
+
+    def _shut_down(self) -> None:
+        self.report.process_before = observe(self._hypervisor, self._domain).process
+        if self._options.agent_timeout:
+            self.report.boot_id_before = self._boot_id()
+        deadline = Deadline(self._clock, self._options.shutdown_timeout)
+        asked_at = -float(RESEND_SECONDS)
+        for _tick in ticks(deadline, self._clock):
+            if self._look() not in ACTIVE_STATES:
+                return
+            if deadline.elapsed - asked_at >= RESEND_SECONDS:
+                asked_at = deadline.elapsed
+                self._ask_to_shut_down()
+        if not self._options.force:
+            raise ShutdownTimeout(
+                f"domain {self._domain.name!r} was asked to shut down {self._options.shutdown_timeout:g} s ago and is "
+                f"still {self._look().value.replace('_', ' ')}; it was left so, and may yet go off",
+                remedy=f"Look at its console (virsh console {self._quoted}). 'virsh destroy {self._quoted}' ends it at "
+                "once, as 'force' does, and what it has not written to disk is then lost.",
+            )
+        self._domain.destroy()
+        self.report.forced = True
+        self._look()
+
+    def _ask_to_shut_down(self) -> None:
+        try:
+            self._domain.shutdown(self._options.method)
+        except FleetError:
+            # Between the look and the request the guest may have gone off, which is what was wanted.
+            if self._look() in ACTIVE_STATES:
+                raise
+
+    def _start(self) -> None:
+        try:
+            self._domain.start()
+        except LibvirtFailed as error:
+            raise StartFailed(
+                f"domain {self._domain.name!r} is off and cannot be started: {error.message}",
+                remedy=f"Mend what libvirt complains about, then 'virsh start {self._quoted}' brings it back.",
+                evidence=error.evidence,
+            ) from error
+        self._look()
+
+    def _wait_for_agent(self) -> None:
+        deadline = Deadline(self._clock, self._options.agent_timeout)
+        for _tick in ticks(deadline, self._clock):
+            if self._look() not in ACTIVE_STATES:
+                raise StartFailed(
+                    f"domain {self._domain.name!r} was started and went off again",
+                    remedy=f"Look at its log in /var/log/libvirt/qemu, then 'virsh start {self._quoted}' brings it back.",
+                )
+            try:
+                self._agent.ping(PING_SECONDS)
+            except AgentSilent:
+                continue
+            if self.report.boot_id_before is not None:
+                self.report.boot_id_after = self._boot_id()
+            return
+        raise AgentSilent(
+            f"domain {self._domain.name!r} is {self._look().value} and its guest agent has not answered within "
+            f"{self._options.agent_timeout:g} s of its start",
+            remedy=f"Look at its console (virsh console {self._quoted}): it may still be booting, wait at an emergency "
+            "shell, or have lost qemu-guest-agent.",
+        )
+
+    def _boot_id(self) -> str | None:
+        try:
+            return boot_id(self._agent)
+        except AgentCommandBlocked:
+            return None  # a guest that only answers pings is restarted all the same; the QEMU process is proof enough
+
+    def prove(self, steps: tuple[Step, ...]) -> None:
+        """Raise ProofFailed unless a restarted domain has a new QEMU process, and its guest a new boot id."""
+        if Step.START not in steps:
+            return
+        report = self.report
+        report.process_after = observe(self._hypervisor, self._domain).process
+        if report.process_before is not None and report.process_before == report.process_after:
+            raise ProofFailed(
+                f"domain {self._domain.name!r} was restarted and still has QEMU process {report.process_before.pid}",
+                remedy="Look at libvirt's log: the shutdown may have been turned into a reboot.",
+            )
+        if report.boot_id_before is not None and report.boot_id_before == report.boot_id_after:
+            raise ProofFailed(
+                f"domain {self._domain.name!r} has a new QEMU process and its guest still has the old boot id",
+                remedy="See whether libvirt restored a saved image of it ('virsh dominfo': managed save).",
+            )
+
+    @property
+    def _quoted(self) -> str:
+        return shlex.quote(self._domain.name)

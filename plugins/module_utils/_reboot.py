@@ -1,0 +1,58 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Whether a guest asks for a reboot."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
+from ansible_collections.kvm.fleet.plugins.module_utils._exec import run_command, shell_script
+
+# One fact a line, its kind first. 'newest' is said only of a guest that boots its kernel from its own /boot.
+_LOOK = """\
+[ -e /run/reboot-required ] && echo flag
+[ -e /run/reboot-required.pkgs ] && sed 's/^/package /' /run/reboot-required.pkgs
+running=$(uname -r)
+if [ -e "/boot/vmlinuz-$running" ]; then
+  echo "running $running"
+  ls /boot | sed -n 's/^vmlinuz-/newest /p' | sort -V | tail -n 1
+fi
+exit 0
+"""
+
+
+@dataclass(frozen=True)
+class RebootState:
+    """Whether a reboot is asked for, and by what."""
+
+    required: bool
+    reasons: tuple[str, ...]
+
+
+def reboot_state(agent: GuestAgent) -> RebootState:
+    """Ask the guest."""
+    return parse_reboot_facts(run_command(agent, shell_script(_LOOK, timeout=60)).stdout.splitlines())
+
+
+def parse_reboot_facts(lines: Iterable[str]) -> RebootState:
+    """Read the facts that the guest tells.
+
+    /run/reboot-required is written by Ubuntu, and on Debian by whatever implements its convention; where nothing does,
+    a newer kernel than the running one is still seen.
+    """
+    facts: dict[str, list[str]] = {}
+    for line in lines:
+        kind, _space, value = line.partition(" ")
+        facts.setdefault(kind, []).append(value)
+    reasons = []
+    if "flag" in facts:
+        packages = ", ".join(dict.fromkeys(facts.get("package", [])))
+        reasons.append(f"/run/reboot-required{f' ({packages})' if packages else ''}")
+    running, newest = facts.get("running"), facts.get("newest")
+    if running and newest and newest != running:
+        reasons.append(f"kernel {newest[0]} is installed, {running[0]} runs")
+    return RebootState(bool(reasons), tuple(reasons))

@@ -1,0 +1,80 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Results as modules return them: plain dictionaries of what JSON can hold."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import timestamp
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import SnapshotRecord
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError
+from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation
+from ansible_collections.kvm.fleet.plugins.module_utils._packages import PackageChange
+from ansible_collections.kvm.fleet.plugins.module_utils._power import PowerReport
+from ansible_collections.kvm.fleet.plugins.module_utils._proc import QemuProcess
+
+
+def failure(error: FleetError) -> dict[str, Any]:
+    """What a module that fails with this error returns."""
+    return {
+        "msg": error.message,
+        "error_code": error.error_code,
+        "transient": error.transient,
+        "remedy": error.remedy,
+        "evidence": error.evidence,
+    }
+
+
+def observation(observed: Observation) -> dict[str, Any]:
+    return {
+        "name": observed.name,
+        "uuid": observed.uuid,
+        "state": observed.state.value,
+        "persistent": observed.persistent,
+        "managed_save": observed.managed_save,
+        "qemu": {
+            "emulator": observed.definition.emulator,
+            "version_installed": observed.version_installed,
+            "version_running": observed.version_running,
+            **process(observed.process),
+        },
+        "drift": {
+            "state": observed.drift.state.value,
+            "reasons": [
+                {"kind": reason.kind.value, "path": reason.path, "detail": reason.detail}
+                for reason in observed.drift.reasons
+            ],
+        },
+        "agent_channel": observed.channel.value,
+        "snapshots": [snapshot(record) for record in observed.own_snapshots],
+    }
+
+
+def process(qemu: QemuProcess | None) -> dict[str, Any]:
+    return {
+        "pid": qemu.pid if qemu else None,
+        "started": timestamp(qemu.started) if qemu else None,
+    }
+
+
+def snapshot(record: SnapshotRecord) -> dict[str, Any]:
+    return dataclasses.asdict(record)
+
+
+def power(report: PowerReport) -> dict[str, Any]:
+    return {
+        "forced": report.forced,
+        "transitions": [
+            {"state": transition.state.value, "at": transition.at} for transition in report.transitions
+        ],
+        "before": {**process(report.process_before), "boot_id": report.boot_id_before},
+        "after": {**process(report.process_after), "boot_id": report.boot_id_after},
+    }
+
+
+def change(package: PackageChange) -> dict[str, Any]:
+    return dataclasses.asdict(package)

@@ -1,0 +1,184 @@
+#!/usr/bin/python
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: domain_info
+short_description: Look at a hypervisor's domains and tell which run an outdated QEMU
+version_added: 0.1.0
+author:
+  - Contributors to kvm.fleet (@kvm-fleet)
+description:
+  - Looks at all domains of a hypervisor, or at some, in one call.
+  - Drift is read from the running QEMU process, whose binary and libraries are compared, file by file, with what is
+    installed now. A version string takes no part in it, since a distribution rebuilds a package without changing it.
+  - Changes nothing and asks the guests nothing.
+extends_documentation_fragment:
+  - kvm.fleet.hypervisor
+  - kvm.fleet.hypervisor.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+options:
+  names:
+    description:
+      - The domains to look at, matched exactly. Without it, all of them.
+    type: list
+    elements: str
+"""
+
+EXAMPLES = r"""
+- name: Look at every domain of the hypervisor
+  kvm.fleet.domain_info:
+  register: result
+
+- name: Name the guests that run an outdated QEMU
+  ansible.builtin.debug:
+    msg: "{{ result.domains | selectattr('drift.state', 'equalto', 'drifted') | map(attribute='name') }}"
+
+- name: Look at one guest from a play over guests
+  kvm.fleet.domain_info:
+    names: ["{{ kvm_domain }}"]
+  delegate_to: "{{ kvm_hypervisor }}"
+"""
+
+RETURN = r"""
+domains:
+  description: The domains, by name, or in the order of O(names).
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The domain's name.
+      type: str
+      sample: web1
+    uuid:
+      description: The domain's UUID.
+      type: str
+      sample: 2f8a6c8e-58b4-4a0e-9d0b-0b1d3a7d0c55
+    state:
+      description: >-
+        V(running), V(paused), V(shutting_down), V(shut_off), V(crashed), V(suspended), V(blocked) or V(no_state).
+      type: str
+      sample: running
+    persistent:
+      description: Whether the domain is still defined after a shutdown.
+      type: bool
+      sample: true
+    managed_save:
+      description: Whether a managed save image exists, which the next start would resume from.
+      type: bool
+      sample: false
+    qemu:
+      description: The domain's QEMU.
+      type: dict
+      contains:
+        emulator:
+          description: Path of the binary that the next start would use.
+          type: str
+          sample: /usr/bin/qemu-system-x86_64
+        version_installed:
+          description: What the installed binary says of itself. V(null) when it does not.
+          type: str
+          sample: 7.2.22 (Debian 1:7.2+dfsg-7+deb12u18)
+        version_running:
+          description: What the running binary says of itself, even when it was deleted. V(null) when nothing runs.
+          type: str
+          sample: 7.2.13 (Debian 1:7.2+dfsg-7+deb12u7)
+        pid:
+          description: Process id of the running QEMU. V(null) when nothing runs or it could not be found.
+          type: int
+          sample: 8718
+        started:
+          description: When that process was started, in UTC.
+          type: str
+          sample: "2026-03-01T02:00:12Z"
+    drift:
+      description: Whether the running process still is what is installed.
+      type: dict
+      contains:
+        state:
+          description: V(none), V(drifted), V(unknown) or V(not_running).
+          type: str
+          sample: drifted
+        reasons:
+          description: What has drifted, or why it cannot be told.
+          type: list
+          elements: dict
+          contains:
+            kind:
+              description: V(binary_replaced), V(library_replaced) or V(unknown).
+              type: str
+              sample: binary_replaced
+            path:
+              description: The file in question. Empty where no file is to blame.
+              type: str
+              sample: /usr/bin/qemu-system-x86_64
+            detail:
+              description: What was found.
+              type: str
+              sample: another file has taken its place
+    agent_channel:
+      description: >-
+        The guest agent's channel as the hypervisor sees it: V(absent), V(disconnected), V(connected), or V(unknown)
+        for a guest that does not run.
+      type: str
+      sample: connected
+    snapshots:
+      description: The snapshots that this collection made, oldest first.
+      type: list
+      elements: dict
+      contains:
+        name:
+          description: The snapshot's name.
+          type: str
+          sample: pre-upgrade-20261015-143022
+        description:
+          description: Its description, which begins with C([kvm.fleet]).
+          type: str
+          sample: "[kvm.fleet] Automatic snapshot before package upgrade"
+        created:
+          description: When it was made, in seconds since the epoch.
+          type: int
+          sample: 1792074622
+        state:
+          description: The domain's state that it holds.
+          type: str
+          sample: running
+        current:
+          description: Whether the domain's state descends from it most recently.
+          type: bool
+          sample: true
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.kvm.fleet.plugins.module_utils import _results
+from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtHypervisor
+from ansible_collections.kvm.fleet.plugins.module_utils._observe import observe_domains
+from ansible_collections.kvm.fleet.plugins.module_utils._runner import HYPERVISOR_ARGUMENTS, run
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={"names": {"type": "list", "elements": "str"}, **HYPERVISOR_ARGUMENTS},
+        supports_check_mode=True,
+    )
+
+    def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
+        observations = observe_domains(hypervisor, module.params["names"])
+        return {"changed": False, "domains": [_results.observation(observed) for observed in observations]}
+
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()
