@@ -18,6 +18,9 @@ from lab.run import run
 KVM = Path("/dev/kvm")
 VERDICT = STATE / "accelerator.json"
 BOOTS_WITHIN_S = 15
+# The user that Debian's and Ubuntu's libvirt runs QEMU as.
+AS_QEMU_USER = ("setpriv", "--reuid=libvirt-qemu", "--regid=kvm", "--init-groups")
+NOTHING = ("-nodefaults", "-no-user-config")
 # Without a root file system a kernel that boots at all ends in this panic.
 PROOF = "Unable to mount root fs"
 
@@ -32,11 +35,20 @@ def choose(image: Image) -> str:
         known = {}
     if known.get("asked") == asked:
         return str(known["verdict"])
-    verdict = "kvm" if KVM.exists() and _boots(image) else "qemu"
+    verdict = "kvm" if KVM.exists() and may_open_kvm() and _boots(image) else "qemu"
     say("KVM boots a guest" if verdict == "kvm" else "KVM boots no guest here: emulating")
     STATE.mkdir(mode=0o755, parents=True, exist_ok=True)
     VERDICT.write_text(json.dumps({"asked": asked, "verdict": verdict}), encoding="utf-8")
     return verdict
+
+
+def may_open_kvm() -> bool:
+    """Whether the user that libvirt runs QEMU as may open /dev/kvm."""
+    try:
+        run([*AS_QEMU_USER, "test", "-r", KVM, "-a", "-w", KVM])
+    except CommandFailed:
+        return False
+    return True
 
 
 def _boots(image: Image) -> bool:
@@ -45,7 +57,7 @@ def _boots(image: Image) -> bool:
     kernel = ["-kernel", image.kernel, "-append", "console=ttyS0 panic=-1"]
     try:
         said = run(
-            [INSTALLED_EMULATOR, "-nodefaults", "-no-user-config", *machine, *console, *kernel],
+            [*AS_QEMU_USER, INSTALLED_EMULATOR, *NOTHING, *machine, *console, *kernel],
             deadline_s=BOOTS_WITHIN_S,
         )
     except CommandFailed:
