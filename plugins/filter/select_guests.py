@@ -1,0 +1,131 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: select_guests
+short_description: Choose the guests that a playbook is about
+version_added: 0.1.0
+author:
+  - Contributors to kvm.fleet (@kvm-fleet)
+description:
+  - Puts the guests of the inventory together with the domains that M(kvm.fleet.domain_info) found on the hypervisors,
+    and chooses among them.
+  - Without O(wanted), chooses the guests that drift, and after them those whose drift nobody can tell.
+options:
+  _input:
+    description:
+      - The variables of the hosts, guests and hypervisors. What M(kvm.fleet.domain_info) returned through a host is
+        expected as its C(fleet_domains).
+    type: list
+    elements: dict
+    required: true
+  wanted:
+    description:
+      - Names of guests, domains or groups, as a list or separated by commas, each matched exactly. A name that matches
+        nothing is an error. V(all) is every guest, whatever its drift.
+    type: raw
+  groups:
+    description: The groups of the inventory, as C(groups) has them.
+    type: dict
+    default: {}
+  limit:
+    description: What C(--limit) was given, as C(ansible_limit) has it.
+    type: str
+"""
+
+EXAMPLES = r"""
+- name: Make every drifted guest a host
+  ansible.builtin.add_host:
+    name: "{{ item.name }}"
+    groups: [fleet_selected]
+    kvm_hypervisor: "{{ item.hypervisor }}"
+    kvm_domain: "{{ item.domain }}"
+  loop: "{{ ansible_play_hosts | map('extract', hostvars) | kvm.fleet.select_guests }}"
+"""
+
+RETURN = r"""
+_value:
+  description: The chosen guests.
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: The guest's name in the inventory, now or once it is added.
+      type: str
+    hypervisor:
+      description: The inventory's name of its hypervisor.
+      type: str
+    domain:
+      description: The domain's name there.
+      type: str
+    listed:
+      description: Whether the inventory lists the guest itself.
+      type: bool
+    state:
+      description: The domain's state, or V(unknown) when its hypervisor does not have it.
+      type: str
+    drift:
+      description: V(none), V(drifted), V(unknown) or V(not_running).
+      type: str
+    drift_reasons:
+      description: As M(kvm.fleet.domain_info) returns them.
+      type: list
+      elements: dict
+    agent_channel:
+      description: As M(kvm.fleet.domain_info) returns it.
+      type: str
+    snapshots:
+      description: Names of the snapshots that this collection made.
+      type: list
+      elements: str
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import (
+    Guest,
+    SelectionError,
+    check_limit,
+    known_guests,
+    select_guests,
+)
+
+
+def select(
+    hosts: Sequence[Mapping[str, Any]],
+    wanted: str | list[str] | None = None,
+    groups: Mapping[str, Sequence[str]] | None = None,
+    limit: str | None = None,
+) -> list[dict[str, Any]]:
+    try:
+        selected = select_guests(known_guests(list(hosts)), wanted, groups or {})
+        check_limit(selected, limit)
+    except SelectionError as error:
+        raise AnsibleFilterError(str(error)) from error
+    return [entry(guest) for guest in selected]
+
+
+def entry(guest: Guest) -> dict[str, Any]:
+    observed = guest.observed or {}
+    return {
+        "name": guest.name,
+        "hypervisor": guest.hypervisor,
+        "domain": guest.domain,
+        "listed": guest.listed,
+        "state": observed.get("state", "unknown"),
+        "drift": guest.drift,
+        "drift_reasons": observed.get("drift", {}).get("reasons", []),
+        "agent_channel": observed.get("agent_channel", "unknown"),
+        "snapshots": [snapshot["name"] for snapshot in observed.get("snapshots", [])],
+    }
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Any]:
+        return {"select_guests": select}

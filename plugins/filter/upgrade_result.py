@@ -1,0 +1,125 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: upgrade_result
+short_description: Put together what became of a guest
+version_added: 0.1.0
+author:
+  - Contributors to kvm.fleet (@kvm-fleet)
+description:
+  - Makes the record of one guest that the summary shows, from what the steps of the role P(kvm.fleet.upgrade#role)
+    returned, as far as they came.
+options:
+  _input:
+    description:
+      - Results of tasks. C(before) and C(after) from M(kvm.fleet.domain_info), C(predicted) and C(upgrade) from
+        M(kvm.fleet.guest_upgrade), C(snapshot) from M(kvm.fleet.domain_snapshot), C(power) from
+        M(kvm.fleet.domain_power), C(plan) from P(kvm.fleet.upgrade_plan#filter).
+      - C(intervening) tells whether anything may have been changed, C(snapshot_kept) whether the snapshot still exists.
+    type: dict
+    required: true
+  guest:
+    description: The guest's C(name), C(hypervisor) and C(domain).
+    type: dict
+    required: true
+  started:
+    description: When work on the guest began, in seconds since the epoch.
+    type: float
+    required: true
+  check_mode:
+    description: Whether everything was only predicted.
+    type: bool
+    default: false
+  failure:
+    description: The name of the task that failed, as C(task), and its C(result).
+    type: dict
+"""
+
+EXAMPLES = r"""
+- name: Put the result together
+  ansible.builtin.set_fact:
+    result: "{{ {'before': before} | kvm.fleet.upgrade_result(guest=guest, started=started) }}"
+  vars:
+    guest: {name: web1, hypervisor: hypervisor1, domain: web1}
+"""
+
+RETURN = r"""
+_value:
+  description: The record.
+  type: dict
+  contains:
+    guest:
+      description: The guest's name in the inventory.
+      type: str
+    hypervisor:
+      description: Its hypervisor's name in the inventory.
+      type: str
+    domain:
+      description: The domain's name there.
+      type: str
+    outcome:
+      description: V(unchanged), V(upgraded), V(restarted), V(refused) or V(failed).
+      type: str
+    check_mode:
+      description: Whether the record is a prediction.
+      type: bool
+    packages:
+      description: The packages that changed, as M(kvm.fleet.guest_upgrade) returns them.
+      type: list
+      elements: dict
+    kept_back:
+      description: Packages that have a newer version and were not upgraded to it.
+      type: list
+      elements: str
+    restarted:
+      description: Whether the guest was restarted, and that was proved.
+      type: bool
+    restart_reasons:
+      description: Why it was restarted.
+      type: list
+      elements: str
+    forced_off:
+      description: Whether it was ended by force.
+      type: bool
+    reboot_required:
+      description: Whether it still asks for a reboot. V(null) when it was not asked.
+      type: bool
+    drift:
+      description: V(none), V(resolved), V(remains) or V(unknown).
+      type: str
+    snapshot:
+      description: The snapshot that was made and still exists, else V(null).
+      type: str
+    duration:
+      description: Seconds that the guest took.
+      type: float
+    error:
+      description: The first failure, else V(null), with C(task), C(error_code), C(msg), C(remedy), C(transient) and
+        C(evidence).
+      type: dict
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import make_result
+
+
+def result(
+    taken: Mapping[str, Any],
+    guest: Mapping[str, Any],
+    started: float,
+    check_mode: bool = False,
+    failure: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    return make_result(guest, taken, duration=time.time() - float(started), check_mode=check_mode, failure=failure)
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Any]:
+        return {"upgrade_result": result}

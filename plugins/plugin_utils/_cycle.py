@@ -1,0 +1,185 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""One guest's way through an upgrade: what to do, whether it went well, and what to say of it afterwards."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+Facts = Mapping[str, Any]
+"""A module's result, or a domain from domain_info's."""
+
+RESTART_POLICIES = ("needed", "always", "never")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What has to be done to a guest. ``reasons`` says why it has to be restarted."""
+
+    snapshot: bool
+    upgrade: bool
+    restart: bool
+    reasons: tuple[str, ...]
+
+
+def make_plan(before: Facts, predicted: Facts, *, snapshot: bool, restart: str) -> Plan:
+    """Decide from the domain, from what guest_upgrade predicts, and from the role's options.
+
+    A restart is needed to get off an outdated QEMU, when the guest asks for one, and to make running programs use
+    upgraded packages. A snapshot is made only where something else will be done.
+    """
+    packages = predicted.get("packages") or []
+    reasons = []
+    if before["drift"]["state"] == "drifted":
+        reasons += [f"{reason['kind']}: {reason['path']}" for reason in before["drift"]["reasons"]]
+    reasons += predicted.get("reboot_reasons") or []
+    if packages:
+        reasons.append("packages are upgraded")
+    if restart == "always" and not reasons:
+        reasons.append("it is asked for")
+    restarting = restart != "never" and bool(reasons)
+    return Plan(
+        snapshot=snapshot and (restarting or bool(packages)),
+        upgrade=bool(packages),
+        restart=restarting,
+        reasons=tuple(reasons) if restarting else (),
+    )
+
+
+def refusals(before: Facts, *, restart: str) -> list[str]:
+    """Why this guest must not be touched, as far as its domain tells."""
+    found = []
+    if before["state"] != "running":
+        found.append(
+            f"the domain is {before['state'].replace('_', ' ')}, not running; start it, or leave this guest out"
+        )
+    elif before["drift"]["state"] == "unknown" and restart != "never":
+        details = "; ".join(reason["detail"] for reason in before["drift"]["reasons"])
+        found.append(f"whether its QEMU is outdated cannot be told ({details}); see that the task runs as root")
+    return found
+
+
+def problems_after(before: Facts, after: Facts, failed_units: Iterable[str], plan: Facts) -> list[str]:
+    """What speaks against calling the guest healthy. ``failed_units`` are those that had not failed before."""
+    found = []
+    if after["state"] != "running":
+        found.append(f"the domain is {after['state'].replace('_', ' ')}")
+    if before["agent_channel"] == "connected" and after["agent_channel"] != "connected":
+        found.append("the guest agent is gone")
+    if plan["restart"] and after["drift"]["state"] != "none":
+        details = "; ".join(f"{reason['path']} {reason['detail']}".strip() for reason in after["drift"]["reasons"])
+        found.append(f"QEMU drift is {after['drift']['state']} after the restart ({details or 'no reason is known'})")
+    found += [f"unit {unit} has failed" for unit in failed_units]
+    return found
+
+
+def drift_outcome(before: Facts, after: Facts) -> str:
+    """What became of the drift: none, resolved, remains or unknown. Without an 'after', the guest was left as it was."""
+    states = before.get("drift", {}).get("state", "unknown"), after.get("drift", {}).get("state", "unknown")
+    if "unknown" in states or "not_running" in states:
+        return "unknown"
+    if states[1] == "drifted":
+        return "remains"
+    return "resolved" if states[0] == "drifted" else "none"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What became of one guest; the summary, the statistics and AWX's artifacts show it.
+
+    ``outcome`` is one of unchanged, upgraded, restarted, failed, refused. In check mode it is what a run would come to.
+    ``duration`` is in seconds.
+    """
+
+    guest: str
+    hypervisor: str
+    domain: str
+    outcome: str
+    check_mode: bool
+    packages: tuple[Mapping[str, Any], ...]
+    kept_back: tuple[str, ...]
+    restarted: bool
+    restart_reasons: tuple[str, ...]
+    forced_off: bool
+    reboot_required: bool | None
+    drift: str
+    snapshot: str | None
+    duration: float
+    error: Mapping[str, Any] | None
+
+
+def make_result(
+    guest: Facts, taken: Mapping[str, Facts], *, duration: float, check_mode: bool, failure: Facts | None = None
+) -> dict[str, Any]:
+    """Put together what the steps returned.
+
+    ``guest`` has name, hypervisor and domain; ``taken`` has what the steps registered under before, predicted, plan,
+    snapshot, upgrade, power and after, as far as they came. ``failure`` is the failed task's name and
+    result, if one failed.
+    """
+    before, after = _domain(taken.get("before")), _domain(taken.get("after"))
+    plan = taken.get("plan") or {}
+    upgrade, power, snapshot = (taken.get(step) or {} for step in ("upgrade", "power", "snapshot"))
+    packages = tuple(upgrade.get("packages") or ())
+    # A restart that failed half-way has not restarted anything as far as anybody can prove.
+    restarted = power.get("changed") is True and not power.get("failed")
+    if failure:
+        outcome = "failed" if taken.get("intervening") else "refused"
+    elif packages:
+        outcome = "upgraded"
+    else:
+        outcome = "restarted" if restarted else "unchanged"
+    if not after and check_mode and restarted:
+        after = {"drift": {"state": "none"}}
+    elif not after and (check_mode or outcome == "refused"):
+        after = before
+    made = snapshot.get("snapshot") or {}
+    return asdict(
+        Result(
+            guest=guest["name"],
+            hypervisor=guest["hypervisor"],
+            domain=guest["domain"],
+            outcome=outcome,
+            check_mode=check_mode,
+            packages=packages,
+            kept_back=tuple((taken.get("predicted") or {}).get("kept_back") or ()),
+            restarted=restarted,
+            restart_reasons=tuple(plan.get("reasons") or ()),
+            forced_off=power.get("forced") is True or (power.get("evidence") or {}).get("forced") is True,
+            reboot_required=_reboot_required(upgrade, taken.get("predicted") or {}, restarted),
+            drift=drift_outcome(before, after),
+            snapshot=made.get("name") if taken.get("snapshot_kept", True) else None,
+            duration=round(duration, 1),
+            error=describe_failure(failure) if failure else None,
+        )
+    )
+
+
+def _domain(info: Facts | None) -> Facts:
+    """The one domain in a result of domain_info, or nothing when that was skipped or failed."""
+    domains = (info or {}).get("domains") or [{}]
+    first: Facts = domains[0]
+    return first
+
+
+def _reboot_required(upgrade: Facts, predicted: Facts, restarted: bool) -> bool | None:
+    """Whether the guest still asks for a reboot; None where nobody has asked it."""
+    told = upgrade.get("reboot_required", predicted.get("reboot_required"))
+    return None if told is None else bool(told) and not restarted
+
+
+def describe_failure(failure: Facts) -> dict[str, Any]:
+    """The first cause, from a failed task of any kind: only the collection's own modules bring a code and a remedy."""
+    result = failure["result"]
+    return {
+        "task": failure["task"],
+        "error_code": result.get("error_code", "task_failed"),
+        "msg": str(result.get("msg", "the task gave no message")),
+        "remedy": result.get("remedy", ""),
+        "transient": result.get("transient", False),
+        "evidence": result.get("evidence", {}),
+    }

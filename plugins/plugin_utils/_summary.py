@@ -1,0 +1,134 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The summaries that a person reads at the end of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+RULE = "═" * 39
+
+Record = Mapping[str, Any]
+
+SUCCESSES = frozenset({"unchanged", "upgraded", "restarted"})
+
+
+def complete(targets: Sequence[str], records: Mapping[str, Record], lost: Iterable[str]) -> list[Record]:
+    """One record for every guest that the run was about, in the run's order.
+
+    A guest without a record was never reached, unless Ansible counts it among the ``lost``: its hypervisor went away,
+    or a task failed where no rescue could see it.
+    """
+    gone = set(lost)
+    return [records.get(target) or _missing(target, lost=target in gone) for target in targets]
+
+
+def _missing(guest: str, *, lost: bool) -> Record:
+    if not lost:
+        return {"guest": guest, "outcome": "not_attempted"}
+    return {
+        "guest": guest,
+        "outcome": "failed",
+        "error": {
+            "msg": "the run lost this guest: its hypervisor could not be reached, or Ansible itself failed",
+            "remedy": "See the messages above, look at the guest's state, and run again.",
+        },
+    }
+
+
+def render_summary(job: str, records: Sequence[Record]) -> list[str]:
+    """The summary of an upgrade or a restart, line by line."""
+    reached = [record for record in records if record["outcome"] != "not_attempted"]
+    missed = len(records) - len(reached)
+    title = f"{job.upper()} SUMMARY: {len(reached)} VM(s) processed"
+    if missed:
+        title += f", {missed} not attempted"
+    if any(record.get("check_mode") for record in reached):
+        title += " (check mode: nothing was changed)"
+    succeeded = sum(record["outcome"] in SUCCESSES for record in reached)
+    resolved = sum(record.get("drift") == "resolved" for record in reached)
+    lines = [RULE, title, RULE]
+    for record in records:
+        lines += [*_guest_lines(record), ""]
+    totals = f"Success: {succeeded}  Failed: {len(reached) - succeeded}  Drift Resolved: {resolved}"
+    return [*lines, RULE, totals, RULE] if records else [*lines[:2], RULE, totals, RULE]
+
+
+def _guest_lines(record: Record) -> list[str]:
+    if record["outcome"] == "not_attempted":
+        return [f"- {printable(record['guest'])}", "  Not attempted: the run ended before its turn"]
+    if record["outcome"] not in SUCCESSES:
+        return [f"✗ {printable(record['guest'])}", *_indented(_failure_facts(record))]
+    return [f"✓ {printable(record['guest'])}", *_indented(_success_facts(record))]
+
+
+def _indented(facts: Iterable[tuple[str, str]]) -> list[str]:
+    return [f"  {label}: {printable(value)}" for label, value in facts if value]
+
+
+def printable(text: str) -> str:
+    """Without what would move the cursor or change the terminal: part of it comes from guests."""
+    return "".join(character if character.isprintable() else " " for character in text)
+
+
+def _success_facts(record: Record) -> list[tuple[str, str]]:
+    return [
+        ("Packages upgraded", str(len(record["packages"]))),
+        ("Restarted", ("yes, forced off" if record["forced_off"] else "yes") if record["restarted"] else "no"),
+        ("QEMU drift", str(record["drift"])),
+        ("Reboot required", "yes" if record["reboot_required"] else ""),
+        ("Kept back", ", ".join(record["kept_back"])),
+        ("Snapshot", record["snapshot"] or ""),
+        ("Duration", duration_text(record["duration"])),
+    ]
+
+
+def _failure_facts(record: Record) -> list[tuple[str, str]]:
+    error = record["error"]
+    refused = " (nothing was changed)" if record["outcome"] == "refused" else ""
+    packages = len(record.get("packages") or ())
+    return [
+        ("Error", f"{error['msg']}{refused}"),
+        ("Remedy", error.get("remedy") or ""),
+        ("Packages upgraded", str(packages) if packages else ""),
+        ("Forced off", "yes" if record.get("forced_off") else ""),
+        ("Snapshot", record.get("snapshot") or ""),
+        ("Duration", duration_text(record["duration"]) if "duration" in record else ""),
+    ]
+
+
+def duration_text(seconds: float) -> str:
+    """``332`` becomes ``5m32s``, ``12`` becomes ``12s``, ``3700`` becomes ``1h1m40s``."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return (f"{hours}h" if hours else "") + (f"{minutes}m" if hours or minutes else "") + f"{rest}s"
+
+
+_STATUS_COLUMNS = ("GUEST", "HYPERVISOR", "STATE", "QEMU DRIFT", "AGENT", "SNAPSHOTS")
+
+
+def render_status(guests: Sequence[Record]) -> list[str]:
+    """A table of the guests, and what drifts in them."""
+    rows = [_STATUS_COLUMNS, *(_status_row(guest) for guest in guests)]
+    widths = [max(len(row[column]) for row in rows) for column in range(len(_STATUS_COLUMNS))]
+    table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    drifted = sum(guest["drift"] == "drifted" for guest in guests)
+    unknown = sum(guest["drift"] == "unknown" for guest in guests)
+    return [*table, "", f"Guests: {len(guests)}  Drifted: {drifted}  Unknown: {unknown}"]
+
+
+def _status_row(guest: Record) -> tuple[str, ...]:
+    kinds = dict.fromkeys(reason["kind"] for reason in guest["drift_reasons"] if reason["kind"] != guest["drift"])
+    drift = guest["drift"].replace("_", " ")
+    reasons = f" ({', '.join(kind.replace('_', ' ') for kind in kinds)})" if kinds else ""
+    return (
+        printable(guest["name"]),
+        printable(guest["hypervisor"]),
+        guest["state"].replace("_", " "),
+        drift + reasons,
+        guest["agent_channel"],
+        str(len(guest["snapshots"])),
+    )
