@@ -32,7 +32,7 @@ from ansible_test._internal.python_requirements import get_venv_packages
 def pip_settings() -> configparser.RawConfigParser:
     """Return pip's settings in effect, from its files and its environment, as one file's content."""
     settings = configparser.RawConfigParser()
-    settings["global"] = {}
+    settings["global"] = {"quiet": "1"}
     if proxy := os.environ.get("https_proxy", os.environ.get("HTTPS_PROXY")):
         settings["global"]["proxy"] = proxy
     listing = subprocess.run(
