@@ -11,8 +11,8 @@ version_added: 0.1.0
 author:
   - Contributors to kvm.fleet (@kvm-fleet)
 description:
-  - Names those of the groups C(kvm_hypervisors) and C(kvm_guests) that the inventory has, and fails when it has neither,
-    since a play over no hosts would end as if all was well.
+  - Names those of the groups C(kvm_hypervisors) and C(kvm_guests) that the inventory has.
+  - Where it has neither, every host counts, as in C(-i hypervisor1,).
 options:
   _input:
     description: The groups of the inventory, as C(groups) has them.
@@ -34,21 +34,11 @@ _value:
   elements: str
 """
 
-from collections.abc import Mapping
 from typing import Any
 
-from ansible.errors import AnsibleFilterError
-
-from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import SelectionError, default_hosts
-
-
-def hosts(groups: Mapping[str, Any]) -> list[str]:
-    try:
-        return default_hosts(groups)
-    except SelectionError as error:
-        raise AnsibleFilterError(str(error)) from error
+from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import default_hosts
 
 
 class FilterModule:
     def filters(self) -> dict[str, Any]:
-        return {"fleet_hosts": hosts}
+        return {"fleet_hosts": default_hosts}

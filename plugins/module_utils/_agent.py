@@ -160,7 +160,9 @@ class GuestAgent:
             evidence={"pid": pid},
         )
 
-    def _call(self, command: str, arguments: Mapping[str, object] | None = None, timeout: int = REPLY_TIMEOUT) -> object:
+    def _call(
+        self, command: str, arguments: Mapping[str, object] | None = None, timeout: int = REPLY_TIMEOUT
+    ) -> object:
         request: dict[str, object] = {"execute": command}
         if arguments:
             request["arguments"] = arguments

@@ -34,7 +34,9 @@ _NO_QUESTIONS = ("-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::
 # apt-get exits 0 when a repository could not be reached, unless told to mind.
 UPDATE = ("-o", "APT::Update::Error-Mode=any", "update")
 
-HOOKS_OFF = "#clear APT::Update::Pre-Invoke;\n#clear APT::Update::Post-Invoke;\n#clear APT::Update::Post-Invoke-Success;\n"
+HOOKS_OFF = (
+    "#clear APT::Update::Pre-Invoke;\n#clear APT::Update::Post-Invoke;\n#clear APT::Update::Post-Invoke-Success;\n"
+)
 """apt.conf text without the hooks of 'update', which write elsewhere on the system."""
 
 

@@ -89,7 +89,9 @@ def check_command(command: Command) -> None:
             if not _VARIABLE.match(variable):
                 problem = f"{variable!r} is no name for an environment variable"
     if problem:
-        raise InvalidRequest(problem, remedy="Correct the option; the documentation of kvm.fleet.guest_exec has examples.")
+        raise InvalidRequest(
+            problem, remedy="Correct the option; the documentation of kvm.fleet.guest_exec has examples."
+        )
 
 
 def launch_line(command: Command) -> list[str]:

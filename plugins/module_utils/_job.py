@@ -75,7 +75,8 @@ def new_job(now: datetime) -> Job:
 def start(agent: GuestAgent, job: Job, script: str, arguments: Sequence[str]) -> None:
     """Start a script as the guest's upgrade unit. Raises UpgradeRunning and GuestUnsupported.
 
-    The script gets the job's directory and then ``arguments``; it has to end by writing its exit code to ``exit`` there.
+    The script gets the job's directory and then ``arguments``, and has to end by writing its exit code to ``exit``
+    there.
     """
     argv = ("/bin/sh", "-c", _START, "sh", job.directory, UNIT, *arguments)
     outcome = run_command(agent, Command(argv, stdin=script.encode("utf-8"), timeout=STEP_TIMEOUT))

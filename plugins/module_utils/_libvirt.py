@@ -13,7 +13,7 @@ import re
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Dict, Tuple, Type
+from typing import Any
 
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import SystemClock
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState, ShutdownMethod, SnapshotRecord
@@ -40,7 +40,7 @@ except ImportError:
 else:
     LIBVIRT_IMPORT_ERROR = None
 
-_ErrorTable = Dict[str, Tuple[Type[FleetError], str]]
+_ErrorTable = dict[str, tuple[type[FleetError], str]]
 """libvirt's name of an error code, with the error that stands for it here and its remedy."""
 
 _LOCAL_URI = re.compile(r"\A[a-z]+(\+unix)?:///")
@@ -62,7 +62,7 @@ def require_local(uri: str) -> None:
 def open_hypervisor(uri: str) -> Iterator[LibvirtHypervisor]:
     """Connect to libvirt on this machine. Raises RemoteUriRefused and HypervisorUnavailable."""
     require_local(uri)
-    libvirt.registerErrorHandler(lambda context, error: None, None)  # or libvirt prints each error on stderr too
+    libvirt.registerErrorHandler(lambda *_error: None, None)  # or libvirt prints each error on stderr too
     libvirt.virEventRegisterDefaultImpl()  # has to come before the connection that is to deliver events
     try:
         connection = libvirt.open(uri)
@@ -92,7 +92,7 @@ class EventClock(SystemClock):
                 if error.get_error_code() != libvirt.VIR_ERR_NO_SUPPORT:
                     raise
 
-    def _wake(self, *event: object) -> None:
+    def _wake(self, *_event: object) -> None:
         self._woken = True
 
     def wait(self, seconds: float) -> None:
@@ -220,27 +220,25 @@ _COMMON_ERRORS: _ErrorTable = {
     "VIR_ERR_NO_DOMAIN": (DomainNotFound, "It was there a moment ago: see 'virsh list --all' and run again."),
     "VIR_ERR_NO_DOMAIN_SNAPSHOT": (SnapshotNotFound, "See 'virsh snapshot-list' for the snapshots that exist."),
 }
+_AGENT_SILENT = (
+    AgentSilent,
+    "See that qemu-guest-agent is installed in the guest and runs ('systemctl status qemu-guest-agent').",
+)
 _AGENT_ERRORS: _ErrorTable = {
     "VIR_ERR_OPERATION_INVALID": (DomainNotRunning, "Look at its state with 'virsh domstate --reason'."),
     "VIR_ERR_ARGUMENT_UNSUPPORTED": (
         NoAgentChannel,
         "Add a virtio channel named org.qemu.guest_agent.0 to the domain and install qemu-guest-agent in the guest.",
     ),
-    **{
-        code: (
-            AgentSilent,
-            "See that qemu-guest-agent is installed in the guest and runs ('systemctl status qemu-guest-agent').",
-        )
-        for code in ("VIR_ERR_AGENT_UNRESPONSIVE", "VIR_ERR_AGENT_UNSYNCED", "VIR_ERR_AGENT_COMMAND_TIMEOUT")
-    },
+    "VIR_ERR_AGENT_UNRESPONSIVE": _AGENT_SILENT,
+    "VIR_ERR_AGENT_UNSYNCED": _AGENT_SILENT,
+    "VIR_ERR_AGENT_COMMAND_TIMEOUT": _AGENT_SILENT,
 }
 _LOG_REMEDY = "Look at libvirt's log and at the domain's own in /var/log/libvirt/qemu."
 
 
 @contextmanager
-def _translated(
-    more: _ErrorTable | None = None, fallback: type[FleetError] = LibvirtFailed
-) -> Iterator[None]:
+def _translated(more: _ErrorTable | None = None, fallback: type[FleetError] = LibvirtFailed) -> Iterator[None]:
     """Let libvirt's errors leave as the collection's own."""
     try:
         yield

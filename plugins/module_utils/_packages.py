@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Tuple
 
-Installed = Mapping[Tuple[str, str], str]
+Installed = Mapping[tuple[str, str], str]
 """The version of every installed package, by its name and architecture."""
 
 

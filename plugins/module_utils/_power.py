@@ -138,7 +138,9 @@ def apply(hypervisor: Hypervisor, domain: Domain, steps: tuple[Step, ...], optio
             cycle.run(step)
         cycle.prove(steps)
     except FleetError as error:
-        error.evidence["transitions"] = [{"state": transition.state.value, "at": transition.at} for transition in cycle.report.transitions]
+        error.evidence["transitions"] = [
+            {"state": transition.state.value, "at": transition.at} for transition in cycle.report.transitions
+        ]
         error.evidence["forced"] = cycle.report.forced
         raise
     return cycle.report
@@ -214,7 +216,8 @@ class _Cycle:
             if self._look() not in ACTIVE_STATES:
                 raise StartFailed(
                     f"domain {self._domain.name!r} was started and went off again",
-                    remedy=f"Look at its log in /var/log/libvirt/qemu, then 'virsh start {self._quoted}' brings it back.",
+                    remedy="Look at its log in /var/log/libvirt/qemu, "
+                    f"then 'virsh start {self._quoted}' brings it back.",
                 )
             try:
                 self._agent.ping(PING_SECONDS)

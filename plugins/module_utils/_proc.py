@@ -95,8 +95,7 @@ def executable_mappings(maps: str) -> Iterator[Mapping]:
         if not match:
             continue
         span, path = match.groups()
-        if path.endswith(_DELETED):
-            path = path[: -len(_DELETED)]
+        path = path.removesuffix(_DELETED)
         if path.startswith(("/memfd:", "/dev/", "/SYSV")) or path in seen:
             continue
         seen.add(path)
@@ -116,8 +115,7 @@ def running_files(process: QemuProcess, proc: Path = PROC) -> tuple[RunningFile,
         maps = (base / "maps").read_text(encoding="utf-8", errors="surrogateescape")
     except OSError as error:
         raise ProcessUnreadable(f"process {process.pid} cannot be looked at: {error}") from error
-    if binary_path.endswith(_DELETED):
-        binary_path = binary_path[: -len(_DELETED)]
+    binary_path = binary_path.removesuffix(_DELETED)
     binary = _running_file(binary_path, base / "exe", base)
     libraries = [
         _running_file(mapping.path, base / "map_files" / mapping.span, base)
@@ -142,7 +140,7 @@ def _running_file(path: str, link: Path, base: Path) -> RunningFile:
 
 
 def _identity(path: str | Path) -> FileId:
-    status = os.stat(path)
+    status = Path(path).stat()
     return FileId(status.st_dev, status.st_ino)
 
 

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Between Ansible's module object and the collection's own code: nothing below knows the one, nothing above the other."""
+"""Between Ansible's module object and the collection's own code, which know nothing of each other."""
 
 from __future__ import annotations
 

@@ -67,4 +67,4 @@ def check_snapshot_name(name: str) -> None:
 
 def _allowed_in_xml(character: str) -> bool:
     code = ord(character)
-    return 0x20 <= code <= 0xD7FF and code != 0x7F or 0xE000 <= code <= 0xFFFD or code >= 0x10000
+    return (0x20 <= code <= 0xD7FF and code != 0x7F) or 0xE000 <= code <= 0xFFFD or code >= 0x10000

@@ -50,7 +50,7 @@ REFRESH_TIMEOUT = 600
 
 def require_package_manager(agent: GuestAgent) -> None:
     """Raise PackageManagerUnknown unless the guest has apt."""
-    look = 'command -v apt-get >/dev/null && command -v dpkg-query >/dev/null || { . /etc/os-release; echo "$ID"; exit 1; }'
+    look = 'command -v apt-get && command -v dpkg-query && exit 0; . /etc/os-release; echo "$ID"; exit 1'
     outcome = run_command(agent, shell_script(look, timeout=60))
     if outcome.exit_code != 0:
         system = outcome.stdout.strip() or "unknown"
@@ -136,7 +136,7 @@ def _private_state(agent: GuestAgent) -> Iterator[tuple[str, ...]]:
     """apt's options for working in a directory of its own, which is there for as long as the context lasts."""
     # apt downloads as the user _apt, who has to get into the directory.
     make = (
-        "directory=$(mktemp -d /var/tmp/kvm-fleet.XXXXXXXX) && chmod 755 \"$directory\" && "
+        'directory=$(mktemp -d /var/tmp/kvm-fleet.XXXXXXXX) && chmod 755 "$directory" && '
         'mkdir -p "$directory/lists/partial" "$directory/cache/archives/partial" && '
         'printf %s "$1" >"$directory/apt.conf" && echo "$directory"'
     )
@@ -173,9 +173,7 @@ def _apt_get(agent: GuestAgent, action: str, arguments: Sequence[str]) -> str:
     """Run a short apt-get and return what it printed. Raises the typed error behind its failure."""
     outcome = run_command(
         agent,
-        Command(
-            ("apt-get", *arguments), environment=_apt.ENVIRONMENT, timeout=REFRESH_TIMEOUT, max_output=MAX_OUTPUT
-        ),
+        Command(("apt-get", *arguments), environment=_apt.ENVIRONMENT, timeout=REFRESH_TIMEOUT, max_output=MAX_OUTPUT),
     )
     if outcome.exit_code != 0:
         raise _apt.explain(_apt.Failure(action, outcome.exit_code, outcome.stdout + outcome.stderr))

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 Facts = Mapping[str, Any]
@@ -78,7 +78,7 @@ def problems_after(before: Facts, after: Facts, failed_units: Iterable[str], pla
 
 
 def drift_outcome(before: Facts, after: Facts) -> str:
-    """What became of the drift: none, resolved, remains or unknown. Without an 'after', the guest was left as it was."""
+    """What became of the drift: none, resolved, remains or unknown."""
     states = before.get("drift", {}).get("state", "unknown"), after.get("drift", {}).get("state", "unknown")
     if "unknown" in states or "not_running" in states:
         return "unknown"
@@ -100,10 +100,10 @@ class Result:
     domain: str
     outcome: str
     check_mode: bool
-    packages: tuple[Mapping[str, Any], ...]
-    kept_back: tuple[str, ...]
+    packages: list[Mapping[str, Any]]
+    kept_back: list[str]
     restarted: bool
-    restart_reasons: tuple[str, ...]
+    restart_reasons: list[str]
     forced_off: bool
     reboot_required: bool | None
     drift: str
@@ -124,7 +124,7 @@ def make_result(
     before, after = _domain(taken.get("before")), _domain(taken.get("after"))
     plan = taken.get("plan") or {}
     upgrade, power, snapshot = (taken.get(step) or {} for step in ("upgrade", "power", "snapshot"))
-    packages = tuple(upgrade.get("packages") or ())
+    packages = list(upgrade.get("packages") or [])
     # A restart that failed half-way has not restarted anything as far as anybody can prove.
     restarted = power.get("changed") is True and not power.get("failed")
     if failure:
@@ -138,7 +138,8 @@ def make_result(
     elif not after and (check_mode or outcome == "refused"):
         after = before
     made = snapshot.get("snapshot") or {}
-    return asdict(
+    # Not asdict(): it copies, which the lazy containers that Ansible hands to filters do not allow.
+    return vars(
         Result(
             guest=guest["name"],
             hypervisor=guest["hypervisor"],
@@ -146,13 +147,13 @@ def make_result(
             outcome=outcome,
             check_mode=check_mode,
             packages=packages,
-            kept_back=tuple((taken.get("predicted") or {}).get("kept_back") or ()),
+            kept_back=list((taken.get("predicted") or {}).get("kept_back") or []),
             restarted=restarted,
-            restart_reasons=tuple(plan.get("reasons") or ()),
+            restart_reasons=list(plan.get("reasons") or []),
             forced_off=power.get("forced") is True or (power.get("evidence") or {}).get("forced") is True,
             reboot_required=_reboot_required(upgrade, taken.get("predicted") or {}, restarted),
             drift=drift_outcome(before, after),
-            snapshot=made.get("name") if taken.get("snapshot_kept", True) else None,
+            snapshot=made.get("name") if taken.get("snapshot_kept", True) and not check_mode else None,
             duration=round(duration, 1),
             error=describe_failure(failure) if failure else None,
         )

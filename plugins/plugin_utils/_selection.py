@@ -41,14 +41,8 @@ DEFAULT_GROUPS = ("kvm_hypervisors", "kvm_guests")
 
 
 def default_hosts(groups: Collection[str]) -> list[str]:
-    """The groups in which a playbook looks for hypervisors and guests. Raises SelectionError when there are none."""
-    present = [group for group in DEFAULT_GROUPS if group in groups]
-    if not present:
-        raise SelectionError(
-            "the inventory has neither a group kvm_hypervisors nor a group kvm_guests. Put your hypervisors into the "
-            "first, or name some with fleet_hypervisors"
-        )
-    return present
+    """The groups in which a playbook looks for hypervisors and guests: 'all' where the inventory has none of its own."""
+    return [group for group in DEFAULT_GROUPS if group in groups] or ["all"]
 
 
 def is_guest(host: HostVars) -> bool:
@@ -117,8 +111,9 @@ def select_guests(
     """The guests that are asked for, each once.
 
     ``wanted`` names guests, domains or groups of the inventory, as a list or separated by commas, each matched exactly;
-    'all' is every guest. Without it, these are the guests that drift; those whose drift nobody can tell come after them, so that they are
-    refused by name rather than passed over. Raises SelectionError for a name that matches nothing.
+    'all' is every guest. Without it, these are the guests that drift; those whose drift nobody can tell come after
+    them, so that they are refused by name rather than passed over. Raises SelectionError for a name that matches
+    nothing.
     """
     names = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else list(wanted or [])
     names = [name for name in names if name]
@@ -128,9 +123,7 @@ def select_guests(
     unmatched = []
     for name in names:
         members = set(groups.get(name, []))
-        matching = [
-            guest for guest in guests if name in ("all", guest.name, guest.domain) or guest.name in members
-        ]
+        matching = [guest for guest in guests if name in ("all", guest.name, guest.domain) or guest.name in members]
         if not matching:
             unmatched.append(name)
         selected.update({(guest.hypervisor, guest.domain): guest for guest in matching})
