@@ -41,7 +41,7 @@ DEFAULT_GROUPS = ("kvm_hypervisors", "kvm_guests")
 
 
 def default_hosts(groups: Collection[str]) -> list[str]:
-    """The groups in which a playbook looks for hypervisors and guests: 'all' where the inventory has none of its own."""
+    """The groups in which a playbook looks for hypervisors and guests, or 'all' where the inventory has neither."""
     return [group for group in DEFAULT_GROUPS if group in groups] or ["all"]
 
 
