@@ -9,9 +9,11 @@ venv := $(CURDIR)/build/venv
 python := $(venv)/bin/python
 collection := build/collections/ansible_collections/kvm/fleet
 
-# Tools look for ansible in PATH, and ansible for the collection in its own path.
+# Tools look for Ansible in PATH, and Ansible for collections in its own path. Ansible's home is the place where
+# ansible-lint and molecule would install a copy of this collection, which they leave if a link to it is there.
 export PATH := $(venv)/bin:$(PATH)
-export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/build/collections
+export ANSIBLE_HOME := $(CURDIR)/build
+export ANSIBLE_COLLECTIONS_PATH := $(ANSIBLE_HOME)/collections
 export HYPOTHESIS_STORAGE_DIRECTORY := $(CURDIR)/build/cache/hypothesis
 
 SHELL := /bin/bash
@@ -31,7 +33,7 @@ lint: deps ## linters and types: ruff, mypy, vermin, shellcheck, ansible-lint
 	ruff check
 	ruff format --check
 	mypy
-	vermin --quiet --no-tips --violations --target=3.9- plugins
+	vermin --quiet --no-tips --violations --target=3.9- playbooks plugins
 	shellcheck .ci/run tools/install-packages tools/sanity
 	ansible-lint
 
