@@ -54,7 +54,7 @@ def may_open_kvm() -> bool:
 def _boots(image: Image) -> bool:
     machine = ["-machine", "pc", "-accel", "kvm", "-cpu", "host", "-m", "256", "-no-reboot"]
     console = ["-display", "none", "-serial", "stdio", "-monitor", "none", "-nic", "none"]
-    kernel = ["-kernel", image.kernel, "-append", "console=ttyS0 panic=-1"]
+    kernel: list[str | Path] = ["-kernel", image.kernel, "-append", "console=ttyS0 panic=-1"]
     try:
         said = run(
             [*AS_QEMU_USER, INSTALLED_EMULATOR, *NOTHING, *machine, *console, *kernel],

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The whole test bed: up, drift, status, down."""
+"""The test bed as a whole: brought up, made to drift, taken down."""
 
 from __future__ import annotations
 
@@ -13,12 +13,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import libvirt
+
 from lab import accelerator, daemons, emulator, guests, image
 from lab.domain_xml import GuestSpec, Machine, parse_security_models
 from lab.errors import ForeignGuests, LabError
-from lab.host import install_packages, require_a_suitable_machine
-from lab.libvirt_session import connect
-from lab.places import STATE
+from lab.libvirt_session import answering, connected
+from lab.locks import exclusive
+from lab.places import GUESTS, LOCK, STATE
 from lab.progress import say, step
 
 if TYPE_CHECKING:
@@ -26,63 +28,47 @@ if TYPE_CHECKING:
 
     from lab.guests import Guest
     from lab.image import Image
-    from lab.libvirt_session import Connection
+
+ANOTHER = "another process that changes the lab"
 
 
 @dataclass(frozen=True)
 class Bed:
     """A test bed that is up: what guests are made on."""
 
-    connection: Connection
+    connection: libvirt.virConnect
     image: Image
     machine: Machine
 
-    def make(self, spec: GuestSpec, *, started: bool = True) -> Guest:
-        """Make a guest, and start it; the caller waits for it and destroys it."""
-        guest = guests.define(self.connection, spec, self.image, self.machine)
-        if started:
-            guest.start()
-        return guest
+    def define(self, spec: GuestSpec) -> Guest:
+        """Make a guest, not started; whoever made it destroys it."""
+        return guests.define(self.connection, spec, self.image, self.machine)
 
     def guests(self) -> list[Guest]:
-        """Every guest of the lab."""
+        """Every guest of the lab, by name."""
         return guests.lab_guests(self.connection)
 
 
 @contextmanager
-def connected() -> Iterator[Connection]:
-    """A connection to the system's libvirt, closed at the end."""
-    connection = connect()
-    try:
-        yield connection
-    finally:
-        connection.close()
-
-
-def refuse_foreign_guests(connection: Connection) -> None:
-    """Raise ForeignGuests if the machine has guests that the lab did not make."""
-    foreign = guests.foreign_names(connection)
-    if foreign:
-        raise ForeignGuests(
-            f"this machine has guests that the lab did not make: {', '.join(map(repr, foreign))}",
-            "use another machine, or add --allow-foreign-guests: the lab leaves them alone",
-        )
-
-
-@contextmanager
-def bed(*, allow_foreign_guests: bool = False) -> Iterator[Bed]:
-    """Bring up all that guests need: packages, daemons, emulator, image."""
-    require_a_suitable_machine()
-    install_packages()
-    daemons.start()
+def bed(*, allow_foreign_guests: bool) -> Iterator[Bed]:
+    """Have all that guests are made on: daemons, emulator, image. It stays: see `down`."""
+    with exclusive(LOCK, ANOTHER):
+        started = daemons.start()
     with connected() as connection:
-        if not allow_foreign_guests:
-            refuse_foreign_guests(connection)
-        emulator.install()
-        built = image.ensure()
-        models = parse_security_models(connection.getCapabilities())
-        guests.remove_left_over_files(connection)
-        yield Bed(connection, built, Machine(accelerator.choose(built), models))
+        foreign = [] if allow_foreign_guests else guests.foreign_names(connection)
+        if not foreign:
+            emulator.install()
+            built = image.ensure()
+            models = parse_security_models(connection.getCapabilities())
+            guests.remove_left_overs(connection)
+            yield Bed(connection, built, Machine(accelerator.choose(built), models))
+            return
+    if started:
+        daemons.stop()
+    raise ForeignGuests(
+        f"this machine has guests that the lab did not make: {', '.join(map(repr, foreign))}",
+        "use another machine, or add --allow-foreign-guests: the lab leaves them alone",
+    )
 
 
 def up(count: int, *, allow_foreign_guests: bool) -> None:
@@ -90,96 +76,61 @@ def up(count: int, *, allow_foreign_guests: bool) -> None:
     if count < 1:
         raise LabError(f"cannot bring up {count} guests", "ask for at least one: --guests 1")
     with bed(allow_foreign_guests=allow_foreign_guests) as ready:
-        known = {guest.name: guest for guest in ready.guests()}
-        names = [f"lab{number}" for number in range(1, count + 1)]
-        with step(f"starting {', '.join(names)}"):
-            wanted = [known.get(name) or ready.make(GuestSpec(name), started=False) for name in names]
-            for guest in wanted:
-                guests.provide_files(guest, ready.image)
-                guest.start()
-        wait_for_all(wanted)
+        wanted = [f"lab{number}" for number in range(1, count + 1)]
+        with exclusive(LOCK, ANOTHER), step(f"starting {', '.join(wanted)}"):
+            started = [_have(ready, name) for name in wanted]
+        _wait_for_all(started)
 
 
-def wait_for_all(wanted: list[Guest]) -> None:
-    """Wait until every guest is ready, saying so as each gets there."""
+def _have(ready: Bed, name: str) -> Guest:
+    known = {guest.name: guest for guest in ready.guests()}
+    guest = known.get(name) or ready.define(GuestSpec(name))
+    guests.provide_files(guest, ready.image)
+    guest.start()
+    return guest
+
+
+def _wait_for_all(started: list[Guest]) -> None:
     began = time.monotonic()
 
     def wait(guest: Guest) -> None:
         guest.wait_until_ready()
         say(f"{guest.name} is up: {time.monotonic() - began:.1f} s")
 
-    with ThreadPoolExecutor(max_workers=len(wanted)) as threads:
-        list(threads.map(wait, wanted))
+    with ThreadPoolExecutor(max_workers=len(started)) as threads:
+        list(threads.map(wait, started))
 
 
 def drift() -> None:
     """Replace the QEMU that the lab's guests run."""
     with connected() as connection:
-        running = [guest for guest in guests.lab_guests(connection) if guest.process()]
+        running = [guest.name for guest in guests.lab_guests(connection) if guest.process()]
+        if not running:
+            raise LabError("no guest of the lab runs, so none can drift", "python -m lab up")
         emulator.replace()
-        say(f"replaced QEMU under {len(running)} running guests")
+        say(f"replaced QEMU under {', '.join(running)}")
 
 
 def down(*, purge: bool) -> None:
     """Remove everything that the lab made; of its cache only when asked to purge."""
-    require_a_suitable_machine()
-    others = False
-    if daemons.answering() or STATE.exists():
-        daemons.start()
-        with connected() as connection:
-            for guest in guests.lab_guests(connection):
-                say(f"removing {guest.name}")
-                guest.destroy()
-            others = bool(connection.listAllDomains())
-    emulator.remove()
-    if others and daemons.started_by_the_lab():
-        say("other guests need libvirt's daemons: leaving them on")
-        shutil.rmtree(guests.GUESTS, ignore_errors=True)
-    else:
-        daemons.stop()
-        shutil.rmtree(STATE, ignore_errors=True)
+    with exclusive(LOCK, ANOTHER):
+        if answering() or STATE.exists():
+            _remove_guests()
+        emulator.remove()
     if purge:
         image.purge()
 
 
-@dataclass(frozen=True)
-class Row:
-    """What there is to say of one guest."""
-
-    name: str
-    state: str
-    qemu: str
-    drifted: str
-    agent: str
-
-
-HEADER = Row("GUEST", "STATE", "QEMU PID", "DRIFTED", "AGENT")
-
-
-def status() -> list[Row]:
-    """How each of the lab's guests is."""
+def _remove_guests() -> None:
+    daemons.start()
     with connected() as connection:
-        return [_row(guest) for guest in guests.lab_guests(connection)]
-
-
-def _row(guest: Guest) -> Row:
-    process = guest.process()
-    if process is None:
-        return Row(guest.name, "off", "-", "-", "-")
-    return Row(
-        guest.name,
-        "running",
-        str(process.pid),
-        "yes" if guest.drifted() else "no",
-        "answers" if guest.answers() else "silent",
-    )
-
-
-def table(rows: list[Row]) -> str:
-    """Rows as aligned text."""
-    cells = [(row.name, row.state, row.qemu, row.drifted, row.agent) for row in (HEADER, *rows)]
-    widths = [max(len(line[column]) for line in cells) for column in range(len(cells[0]))]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in cells
-    )
+        for guest in guests.lab_guests(connection):
+            say(f"removing {guest.name}")
+            guest.destroy()
+        others = guests.foreign_names(connection)
+    if others:
+        say(f"leaving libvirt's daemons on: {', '.join(map(repr, others))} may need them")
+        shutil.rmtree(GUESTS, ignore_errors=True)
+    else:
+        daemons.stop()
+        shutil.rmtree(STATE, ignore_errors=True)

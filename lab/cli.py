@@ -9,38 +9,52 @@ from __future__ import annotations
 import argparse
 import sys
 
+from lab import host
 from lab.errors import LabError
-from lab.host import BINDING_PACKAGES, LAB_PACKAGES
 
 DEFAULT_GUESTS = 3
 
 
 def parser() -> argparse.ArgumentParser:
     """The command line's grammar."""
-    top = argparse.ArgumentParser(prog="python -m lab", description=__doc__)
-    verbs = top.add_subparsers(dest="verb", required=True)
+    top = argparse.ArgumentParser(prog="python -m lab", description="A test bed of real guests on this machine.")
+    verbs = top.add_subparsers(dest="verb", required=True, metavar="VERB")
     up = verbs.add_parser("up", help="have guests lab1 … labN running and answering")
-    up.add_argument("--guests", type=int, default=DEFAULT_GUESTS, metavar="N")
+    up.add_argument("--guests", type=int, default=DEFAULT_GUESTS, metavar="N", help="how many (default: %(default)s)")
     up.add_argument(
         "--allow-foreign-guests",
         action="store_true",
-        help="work beside guests that the lab did not make, and leave them alone",
+        help="work beside guests that the lab did not make; they are left alone",
     )
     verbs.add_parser("drift", help="replace the QEMU that the guests run, as an upgrade does")
     verbs.add_parser("status", help="show each guest: state, QEMU, drift, agent")
-    down = verbs.add_parser("down", help="remove all that the lab made, except the image cache")
-    down.add_argument("--purge", action="store_true", help="remove the image cache too")
+    down = verbs.add_parser("down", help="remove all that the lab made, except for the cached image")
+    down.add_argument("--purge", action="store_true", help="remove the cached image too")
     verbs.add_parser("packages", help="print the Debian packages that the lab needs")
     return top
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Do one verb; returns the exit status."""
+    """Do what the command line asks; returns the exit status."""
     asked = parser().parse_args(arguments)
     if asked.verb == "packages":
-        print(*LAB_PACKAGES, *BINDING_PACKAGES)
+        # Runs under a bare Python, before anything is installed.
+        print(*host.LAB_PACKAGES)
         return 0
-    from lab import bed
+    try:
+        host.prepare()
+        _do(asked)
+    except LabError as error:
+        print(f"lab: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _do(asked: argparse.Namespace) -> None:
+    # These import libvirt-python, which works only once libvirt is installed.
+    import libvirt
+
+    from lab import bed, status
 
     try:
         if asked.verb == "up":
@@ -49,8 +63,7 @@ def main(arguments: list[str] | None = None) -> int:
             bed.drift()
         elif asked.verb == "down":
             bed.down(purge=asked.purge)
-        print(bed.table(bed.status()) if asked.verb != "down" else "the lab is down")
-    except LabError as error:
-        print(f"lab: {error}", file=sys.stderr)
-        return 1
-    return 0
+            return
+        print(status.table(status.rows()))
+    except libvirt.libvirtError as error:
+        raise LabError(f"libvirt: {error}", "if it stays so: python -m lab down, then up again") from error

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lab.places import EMULATOR, METADATA_NAMESPACE, guest_directory
+from lab.process import Process
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -39,7 +40,9 @@ class GuestSpec:
     agent_service: bool = True
     """Whether the agent is started inside the guest."""
     private_library: bool = False
-    """Whether QEMU maps a copy of a library of its own (see lab.libraries). Taints the domain."""
+    """Whether QEMU maps a library that only this guest uses (see lab.libraries). Taints the domain."""
+    owner: Process | None = None
+    """The process, a test session, without which the guest is abandoned; none: it is to stay."""
 
     @property
     def reachable(self) -> bool:
@@ -49,38 +52,37 @@ class GuestSpec:
 
 @dataclass(frozen=True)
 class Machine:
-    """What the host gives every guest: accelerator and security models."""
+    """What the host gives every guest."""
 
     accelerator: str
     """`kvm`, or `qemu` for emulation: the domain's type."""
     security_models: tuple[str, ...] = ()
+    """libvirt's active security drivers."""
 
 
 def parse_security_models(capabilities: str) -> tuple[str, ...]:
     """The active security drivers in a host's capabilities XML."""
-    return tuple(
-        model.text or "" for model in ET.fromstring(capabilities).findall("./host/secmodel/model")
-    )
+    return tuple(model.text or "" for model in ET.fromstring(capabilities).findall("./host/secmodel/model"))
 
 
-def is_lab_guest(xml: str) -> bool:
-    """Whether the lab made this domain: by its own mark, whatever the name."""
-    return ET.fromstring(xml).find(f"./metadata/{MARK}") is not None
+def parse_spec(xml: str) -> GuestSpec | None:
+    """What a domain was asked to be, from the lab's mark; None if the lab did not make it.
 
-
-def parse_spec(xml: str) -> GuestSpec:
-    """What a domain of the lab was asked to be, from its mark."""
+    The mark alone counts: a domain named like one of the lab's is somebody else's without it.
+    """
     root = ET.fromstring(xml)
     mark = root.find(f"./metadata/{MARK}")
     if mark is None:
-        raise ValueError("not a domain of the lab")
+        return None
+    pid, _, started = mark.get("owner", "").partition(":")
     return GuestSpec(
         name=root.findtext("name", ""),
-        memory_mib=int(mark.get("memory-mib", "")),
+        memory_mib=int(mark.get("memory-mib", "0")),
         disk_format=mark.get("disk-format", ""),
         agent_channel=mark.get("agent-channel") == "yes",
         agent_service=mark.get("agent-service") == "yes",
         private_library=mark.get("private-library") == "yes",
+        owner=Process(int(pid), int(started)) if pid else None,
     )
 
 
@@ -102,11 +104,11 @@ def library_directory(uuid: str) -> Path:
 def render(spec: GuestSpec, uuid: str, image: Image, machine: Machine) -> str:
     """The whole domain XML of a guest."""
     domain = ET.Element("domain", type=machine.accelerator)
-    _text(domain, "name", spec.name)
-    _text(domain, "uuid", uuid)
+    _add(domain, "name", spec.name)
+    _add(domain, "uuid", uuid)
     _mark(ET.SubElement(domain, "metadata"), spec)
-    _text(domain, "memory", str(spec.memory_mib), unit="MiB")
-    _text(domain, "vcpu", "1")
+    _add(domain, "memory", str(spec.memory_mib), unit="MiB")
+    _add(domain, "vcpu", "1")
     _boot(ET.SubElement(domain, "os"), spec, image)
     features = ET.SubElement(domain, "features")
     ET.SubElement(features, "acpi")
@@ -119,20 +121,13 @@ def render(spec: GuestSpec, uuid: str, image: Image, machine: Machine) -> str:
         if model in CONFINING_MODELS:
             ET.SubElement(domain, "seclabel", type="none", model=model)
     if spec.private_library:
-        command_line = ET.SubElement(domain, f"{{{QEMU_NAMESPACE}}}commandline")
-        directory = str(library_directory(uuid))
-        ET.SubElement(
-            command_line, f"{{{QEMU_NAMESPACE}}}env", name="LD_LIBRARY_PATH", value=directory
-        )
+        variable = {"name": "LD_LIBRARY_PATH", "value": str(library_directory(uuid))}
+        ET.SubElement(ET.SubElement(domain, f"{{{QEMU_NAMESPACE}}}commandline"), f"{{{QEMU_NAMESPACE}}}env", variable)
     return ET.tostring(domain, encoding="unicode")
 
 
-def _text(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:
+def _add(parent: ET.Element, tag: str, text: str, **attributes: str) -> None:
     ET.SubElement(parent, tag, attributes).text = text
-
-
-def _yes_no(value: bool) -> str:
-    return "yes" if value else "no"
 
 
 def _mark(metadata: ET.Element, spec: GuestSpec) -> None:
@@ -142,23 +137,28 @@ def _mark(metadata: ET.Element, spec: GuestSpec) -> None:
         "agent-channel": _yes_no(spec.agent_channel),
         "agent-service": _yes_no(spec.agent_service),
         "private-library": _yes_no(spec.private_library),
+        "owner": f"{spec.owner.pid}:{spec.owner.started}" if spec.owner else "",
     }
     ET.SubElement(metadata, MARK, attributes)
 
 
+def _yes_no(value: bool) -> str:
+    return "yes" if value else "no"
+
+
 def _boot(os: ET.Element, spec: GuestSpec, image: Image) -> None:
-    _text(os, "type", "hvm", arch="x86_64", machine="pc")
-    _text(os, "kernel", str(image.kernel))
-    _text(os, "initrd", str(image.initrd))
+    _add(os, "type", "hvm", arch="x86_64", machine="pc")
+    _add(os, "kernel", str(image.kernel))
+    _add(os, "initrd", str(image.initrd))
     # mitigations=off: they cost an emulated processor much and protect nothing here.
     words = ["root=LABEL=root", "rw", "console=ttyS0", "quiet", "mitigations=off"]
     if not spec.agent_service:
         words.append("systemd.mask=qemu-guest-agent.service")
-    _text(os, "cmdline", " ".join(words))
+    _add(os, "cmdline", " ".join(words))
 
 
 def _devices(devices: ET.Element, spec: GuestSpec, uuid: str) -> None:
-    _text(devices, "emulator", str(EMULATOR))
+    _add(devices, "emulator", str(EMULATOR))
     disk = ET.SubElement(devices, "disk", type="file", device="disk")
     # unsafe: a guest's disk need not survive its host's power, and flushes cost seconds.
     ET.SubElement(disk, "driver", name="qemu", type=spec.disk_format, cache="unsafe")
@@ -170,6 +170,6 @@ def _devices(devices: ET.Element, spec: GuestSpec, uuid: str) -> None:
         channel = ET.SubElement(devices, "channel", type="unix")
         ET.SubElement(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
     random = ET.SubElement(devices, "rng", model="virtio")
-    _text(random, "backend", "/dev/urandom", model="random")
+    _add(random, "backend", "/dev/urandom", model="random")
     ET.SubElement(devices, "controller", type="usb", model="none")
     ET.SubElement(devices, "memballoon", model="none")

@@ -12,28 +12,22 @@ import uuid as uuids
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import libvirt
+
 from lab import inside, libraries
 from lab.clock import wait_until
 from lab.domain_xml import (
     GuestSpec,
     console_path,
     disk_path,
-    is_lab_guest,
     parse_spec,
     render,
 )
 from lab.errors import AgentFailed, GuestNotReady, LabError
 from lab.host import require_room
-from lab.libvirt_session import (
-    NO_SUCH_SNAPSHOT,
-    SNAPSHOT_REVERT_RUNNING,
-    STATE_RUNNING,
-    UNDEFINE_EVERYTHING_OF_IT,
-    error_code,
-    libvirt_error,
-)
-from lab.places import GUESTS, guest_directory
-from lab.process import running_with
+from lab.places import EMULATOR, GUESTS, guest_directory
+from lab.process import option_of, running_with
+from lab.progress import say
 from lab.run import run
 
 if TYPE_CHECKING:
@@ -42,9 +36,13 @@ if TYPE_CHECKING:
     from lab.domain_xml import Machine
     from lab.image import Image
     from lab.inside import Outcome
-    from lab.libvirt_session import Connection, Domain
     from lab.process import Process
 
+EVERYTHING_OF_IT = (
+    libvirt.VIR_DOMAIN_UNDEFINE_MANAGED_SAVE
+    | libvirt.VIR_DOMAIN_UNDEFINE_SNAPSHOTS_METADATA
+    | libvirt.VIR_DOMAIN_UNDEFINE_NVRAM
+)
 PRISTINE = "lab-pristine"
 READY_WITHIN_S = 300
 GUEST_NEEDS_MIB = 600
@@ -57,18 +55,22 @@ class Guest:
 
     spec: GuestSpec
     uuid: str
-    domain: Domain
+    domain: libvirt.virDomain
 
     @property
     def name(self) -> str:
         """The domain's name."""
         return self.spec.name
 
+    def state(self) -> int:
+        """libvirt's number for what it does now: VIR_DOMAIN_RUNNING, VIR_DOMAIN_SHUTOFF, …"""
+        return int(self.domain.state()[0])
+
     def start(self) -> None:
         """Start it, unless it runs; a paused one goes on."""
         if not self.domain.isActive():
             self.domain.create()
-        elif self.domain.state()[0] != STATE_RUNNING:
+        elif self.state() != libvirt.VIR_DOMAIN_RUNNING:
             self.domain.resume()
 
     def wait_until_ready(self, deadline_s: float = READY_WITHIN_S) -> None:
@@ -88,8 +90,7 @@ class Guest:
 
     def _not_ready(self, what: str, deadline_s: float) -> GuestNotReady:
         return GuestNotReady(
-            f"guest {self.name!r}: {what} after {deadline_s:.0f} s"
-            f" (domain state {self.domain.state()[0]})",
+            f"guest {self.name!r}: {what} after {deadline_s:.0f} s (domain state {self.state()})",
             f"read {console_path(self.uuid)}",
         )
 
@@ -149,20 +150,18 @@ class Guest:
     def drifted(self) -> bool | None:
         """Whether its QEMU's file was replaced since it started; None when it is not running."""
         process = self.process()
-        return process.executable().endswith(" (deleted)") if process else None
+        return process.has_lost_its_executable() if process else None
 
     def take_pristine(self) -> None:
         """Remember the running guest as it is now, for `reset`."""
-        self.domain.snapshotCreateXML(
-            f"<domainsnapshot><name>{PRISTINE}</name></domainsnapshot>"
-        )
+        self.domain.snapshotCreateXML(f"<domainsnapshot><name>{PRISTINE}</name></domainsnapshot>")
 
     def has_pristine(self) -> bool:
         """Whether `reset` has something to go back to."""
         try:
             self.domain.snapshotLookupByName(PRISTINE)
-        except libvirt_error() as error:
-            if error_code(error) == NO_SUCH_SNAPSHOT:
+        except libvirt.libvirtError as error:
+            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
                 return False
             raise
         return True
@@ -173,7 +172,7 @@ class Guest:
         QEMU itself is not put back: see `drifted`.
         """
         snapshot = self.domain.snapshotLookupByName(PRISTINE)
-        self.domain.revertToSnapshot(snapshot, SNAPSHOT_REVERT_RUNNING)
+        self.domain.revertToSnapshot(snapshot, libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING)
         if not wait_until(self.answers, deadline_s, every_s=0.1):
             raise self._not_ready("its agent does not answer after a reset", deadline_s)
         self.output("/bin/date", "--set", f"@{time.time():.3f}")
@@ -183,26 +182,25 @@ class Guest:
         if self.domain.isActive():
             self.domain.destroy()
         shutil.rmtree(guest_directory(self.uuid), ignore_errors=True)
-        self.domain.undefineFlags(UNDEFINE_EVERYTHING_OF_IT)
+        self.domain.undefineFlags(EVERYTHING_OF_IT)
 
 
-def lab_guests(connection: Connection) -> list[Guest]:
+def lab_guests(connection: libvirt.virConnect) -> list[Guest]:
     """The guests that the lab made, by name."""
     found = []
     for domain in connection.listAllDomains():
-        xml = domain.XMLDesc()
-        if is_lab_guest(xml):
-            found.append(Guest(parse_spec(xml), domain.UUIDString(), domain))
+        spec = parse_spec(domain.XMLDesc())
+        if spec is not None:
+            found.append(Guest(spec, domain.UUIDString(), domain))
     return sorted(found, key=lambda guest: guest.name)
 
 
-def foreign_names(connection: Connection) -> list[str]:
+def foreign_names(connection: libvirt.virConnect) -> list[str]:
     """The names of the domains that the lab did not make."""
-    domains = connection.listAllDomains()
-    return sorted(domain.name() for domain in domains if not is_lab_guest(domain.XMLDesc()))
+    return sorted(domain.name() for domain in connection.listAllDomains() if parse_spec(domain.XMLDesc()) is None)
 
 
-def define(connection: Connection, spec: GuestSpec, image: Image, machine: Machine) -> Guest:
+def define(connection: libvirt.virConnect, spec: GuestSpec, image: Image, machine: Machine) -> Guest:
     """Make a guest, not started.
 
     The domain comes before its files: so files without a domain are always left-overs.
@@ -222,8 +220,7 @@ def provide_files(guest: Guest, image: Image) -> None:
         require_room(directory, GUEST_NEEDS_MIB)
         new = disk.with_name("disk.new")
         if guest.spec.disk_format == "qcow2":
-            backing = ["-b", image.disk, "-F", "qcow2"]
-            run(["qemu-img", "create", "-q", "-f", "qcow2", *backing, new])
+            run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", image.disk, "-F", "qcow2", new])
         else:
             run(["qemu-img", "convert", "-O", guest.spec.disk_format, image.disk, new])
         new.rename(disk)
@@ -231,15 +228,23 @@ def provide_files(guest: Guest, image: Image) -> None:
         libraries.provide(guest.uuid)
 
 
-def remove_left_over_files(connection: Connection) -> None:
-    """Remove files of guests that are no more: their domain was removed first, or never ours."""
+def remove_left_overs(connection: libvirt.virConnect) -> None:
+    """Remove guests whose test session has died, and files whose guest is no more."""
+    for guest in lab_guests(connection):
+        if guest.spec.owner is not None and not guest.spec.owner.alive():
+            say(f"removing {guest.name}: its test session has died")
+            guest.destroy()
+    for uuid in uuids_without_domain(connection):
+        shutil.rmtree(guest_directory(uuid), ignore_errors=True)
+
+
+def uuids_without_domain(connection: libvirt.virConnect) -> list[str]:
+    """UUIDs of guests that have files or a QEMU process, but no domain.
+
+    Domains come first and go last, so they are looked for last: a guest that is being made or
+    removed meanwhile is none of these.
+    """
+    with_files = [entry.name for entry in GUESTS.iterdir()] if GUESTS.exists() else []
+    with_process = [option_of(process.pid, "-uuid") for process in running_with(str(EMULATOR), "-uuid")]
     known = {domain.UUIDString() for domain in connection.listAllDomains()}
-    for uuid in left_over_files(known):
-        shutil.rmtree(guest_directory(uuid))
-
-
-def left_over_files(known: set[str]) -> list[str]:
-    """UUIDs that have files and are not `known`."""
-    if not GUESTS.exists():
-        return []
-    return sorted(entry.name for entry in GUESTS.iterdir() if entry.name not in known)
+    return sorted({*with_files, *with_process} - known - {""})

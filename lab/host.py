@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import platform
 import shutil
@@ -26,8 +27,6 @@ LAB_PACKAGES = (
     "qemu-system-x86",
     "qemu-utils",
 )
-# libvirt-python is compiled when it is installed into a virtual environment.
-BINDING_PACKAGES = ("gcc", "libc6-dev", "libvirt-dev", "pkg-config", "python3-dev", "python3-venv")
 
 
 @dataclass(frozen=True)
@@ -87,6 +86,19 @@ def missing(installed: str, wanted: tuple[str, ...]) -> list[str]:
     """Those of `wanted` that are not in dpkg-query's `${Package} ${db:Status-Abbrev}` lines."""
     present = {line.split()[0] for line in installed.splitlines() if line.endswith(" ii ")}
     return [name for name in wanted if name not in present]
+
+
+def prepare() -> None:
+    """Have all that the lab needs before the rest of it can as much as be imported."""
+    require_a_suitable_machine()
+    install_packages()
+    try:
+        importlib.import_module("libvirt")
+    except ImportError as error:
+        raise Unsupported(
+            f"this Python cannot import libvirt: {error}",
+            "install libvirt-python into it, or use the environment that `make deps` makes",
+        ) from error
 
 
 def install_packages() -> None:

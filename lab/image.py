@@ -6,25 +6,21 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
-import os
 import shutil
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab import tree
 from lab.host import distribution, require_room
-from lab.mirrors import acquire_options, source_lines
+from lab.locks import exclusive
+from lab.mirrors import archive
 from lab.places import CACHE
 from lab.progress import say, step
 from lab.run import run
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from lab.host import Distribution
 
 # The modules that determine what is in an image: a change to any of them makes another image.
@@ -64,29 +60,13 @@ def recipe_hash(wanted: Distribution) -> str:
     return digest.hexdigest()[:16]
 
 
-@contextmanager
-def build_lock() -> Iterator[int]:
-    """Hold the machine's only build slot; gives the lock's file descriptor."""
-    CACHE.mkdir(mode=0o755, parents=True, exist_ok=True)
-    descriptor = os.open(CACHE / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            with step("waiting for another build of the image"):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
 def ensure() -> Image:
     """The image of the current recipe, built first if the cache lacks it."""
     wanted = distribution()
     image = Image(CACHE / recipe_hash(wanted))
     if image.directory.is_dir():
         return image
-    with build_lock() as lock:
+    with exclusive(CACHE / "lock", "another build of the image") as lock:
         scratch = CACHE / "building"
         # A build that was killed leaves this. Its commands inherit the lock, so none still runs;
         # a mount that one of them left must not be emptied.
@@ -113,7 +93,7 @@ def _build(image: Image, scratch: Path, wanted: Distribution, lock: int) -> None
     for directory in (image.directory, downloads, debs):
         directory.mkdir(parents=True)
     with step(f"  {wanted.origin} {wanted.codename} by mmdebstrap"):
-        tree.bootstrap(root, downloads, wanted, source_lines(wanted), acquire_options(), [lock])
+        tree.bootstrap(root, downloads, archive(wanted), inherit=[lock])
     with step("  packages and repositories"):
         (agent,) = downloads.glob("qemu-guest-agent_*.deb")
         tree.publish_repositories(root, agent, debs, wanted)

@@ -15,13 +15,13 @@ import time
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import libvirt
+import libvirt_qemu
+
 from lab.errors import AgentFailed, CommandFailed
-from lab.libvirt_session import agent_command, libvirt_error
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
-
-    from lab.libvirt_session import Domain
 
 ANSWER_WITHIN_S = 10
 FILE_CHUNK = 48 * 1024
@@ -37,19 +37,19 @@ class Outcome:
     stderr: str
 
 
-def ask(domain: Domain, command: str, deadline_s: int = ANSWER_WITHIN_S, **arguments: Any) -> Any:
+def ask(domain: libvirt.virDomain, command: str, deadline_s: int = ANSWER_WITHIN_S, **arguments: Any) -> Any:
     """Send one agent command and return what it returns. Raises AgentFailed."""
     request = {"execute": command, "arguments": arguments}
     try:
-        return json.loads(agent_command(domain, json.dumps(request), deadline_s))["return"]
-    except libvirt_error() as error:
+        return json.loads(libvirt_qemu.qemuAgentCommand(domain, json.dumps(request), deadline_s, 0))["return"]
+    except libvirt.libvirtError as error:
         raise AgentFailed(
             f"the agent of {domain.name()!r} did not do {command}: {error}",
             "look at the guest's console log and at its qemu-guest-agent.service",
         ) from error
 
 
-def answers(domain: Domain) -> bool:
+def answers(domain: libvirt.virDomain) -> bool:
     """Whether the agent answers a ping now."""
     try:
         ask(domain, "guest-ping", deadline_s=2)
@@ -58,7 +58,7 @@ def answers(domain: Domain) -> bool:
     return True
 
 
-def execute(domain: Domain, argv: Sequence[str], stdin: bytes, deadline_s: float) -> Outcome:
+def execute(domain: libvirt.virDomain, argv: Sequence[str], stdin: bytes, deadline_s: float) -> Outcome:
     """Run a command and wait for its end. Raises AgentFailed past the deadline."""
     end = time.monotonic() + deadline_s
     program: dict[str, Any] = {"path": argv[0], "arg": list(argv[1:]), "capture-output": True}
@@ -84,17 +84,15 @@ def execute(domain: Domain, argv: Sequence[str], stdin: bytes, deadline_s: float
         pause = min(2 * pause, 0.5)
 
 
-def output(domain: Domain, argv: Sequence[str], deadline_s: float = 60) -> str:
+def output(domain: libvirt.virDomain, argv: Sequence[str], deadline_s: float = 60) -> str:
     """The stdout of a command that has to succeed."""
     outcome = execute(domain, argv, b"", deadline_s)
     if outcome.returncode != 0:
-        raise CommandFailed(
-            f"in {domain.name()!r}: {' '.join(argv)}: {outcome}", "read what it complains about"
-        )
+        raise CommandFailed(f"in {domain.name()!r}: {' '.join(argv)}: {outcome}", "read what it complains about")
     return outcome.stdout
 
 
-def read_file(domain: Domain, path: str) -> bytes:
+def read_file(domain: libvirt.virDomain, path: str) -> bytes:
     """The content of a file in the guest."""
     handle = ask(domain, "guest-file-open", path=path, mode="r")
     chunks = []
@@ -108,7 +106,7 @@ def read_file(domain: Domain, path: str) -> bytes:
         ask(domain, "guest-file-close", handle=handle)
 
 
-def write_file(domain: Domain, path: str, content: bytes) -> None:
+def write_file(domain: libvirt.virDomain, path: str, content: bytes) -> None:
     """Put a file in the guest."""
     handle = ask(domain, "guest-file-open", path=path, mode="w")
     try:
@@ -119,13 +117,13 @@ def write_file(domain: Domain, path: str, content: bytes) -> None:
         ask(domain, "guest-file-close", handle=handle)
 
 
-def package_versions(domain: Domain) -> dict[str, str]:
+def package_versions(domain: libvirt.virDomain) -> dict[str, str]:
     """Every installed package and its version, from dpkg's own records."""
     lines = output(
         domain,
         ["/usr/bin/dpkg-query", "-W", "-f=${Package} ${Version} ${db:Status-Abbrev}\n"],
     ).splitlines()
-    return dict((fields[0], fields[1]) for fields in map(str.split, lines) if fields[2] == "ii")
+    return {fields[0]: fields[1] for fields in map(str.split, lines) if fields[2] == "ii"}
 
 
 def _text(data: str) -> str:

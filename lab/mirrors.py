@@ -6,12 +6,28 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
 from lab.errors import Unsupported
-from lab.host import Distribution
 from lab.progress import step
 from lab.run import run
 
+if TYPE_CHECKING:
+    from lab.host import Distribution
+
 TARGETS = ("apt-get", "indextargets", "--format", "$(ORIGIN)|$(REPO_URI)|$(RELEASE)|$(COMPONENT)")
+
+
+@dataclass(frozen=True)
+class Archive:
+    """Where a distribution's packages come from, and how apt gets there."""
+
+    distribution: Distribution
+    sources: tuple[str, ...]
+    """Lines as in sources.list(5)."""
+    apt_options: tuple[str, ...]
+    """Lines as in apt.conf(5), without the semicolon."""
 
 
 def parse_targets(text: str, wanted: Distribution) -> list[str]:
@@ -54,11 +70,10 @@ def parse_acquire_options(dump: str) -> list[str]:
     return [
         line.removesuffix(";")
         for line in dump.splitlines()
-        if line.lower().startswith(tuple(f"acquire::{name}" for name in wanted))
-        and not line.endswith(' "";')
+        if line.lower().startswith(tuple(f"acquire::{name}" for name in wanted)) and not line.endswith(' "";')
     ]
 
 
-def acquire_options() -> list[str]:
-    """How the host's apt reaches its sources; mmdebstrap does not read the host's settings."""
-    return parse_acquire_options(run(["apt-config", "dump"]))
+def archive(wanted: Distribution) -> Archive:
+    """The host's own way to its distribution; mmdebstrap does not read the host's settings."""
+    return Archive(wanted, tuple(source_lines(wanted)), tuple(parse_acquire_options(run(["apt-config", "dump"]))))

@@ -68,9 +68,7 @@ def with_conffile(version: str) -> Deb:
 
 def asking_for_a_reboot(version: str) -> Deb:
     """A package that asks for a reboot when it is upgraded, as kernels do."""
-    return Deb(
-        "lab-kernel", version, files=payload("lab-kernel", version), postinst=ASK_FOR_A_REBOOT
-    )
+    return Deb("lab-kernel", version, files=payload("lab-kernel", version), postinst=ASK_FOR_A_REBOOT)
 
 
 # Installed in the image. lab-obsolete is there only because lab-app 1.0 wants it.

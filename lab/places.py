@@ -10,6 +10,7 @@ from pathlib import Path
 
 STATE = Path("/var/lib/kvm-fleet-lab")
 GUESTS = STATE / "guests"
+LOCK = Path("/run/lock/kvm-fleet-lab")
 CACHE = Path("/var/cache/kvm-fleet-lab")
 
 INSTALLED_EMULATOR = Path("/usr/bin/qemu-system-x86_64")

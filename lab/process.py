@@ -27,9 +27,9 @@ class Process:
         """Whether this very process still runs."""
         return observe(self.pid) == self
 
-    def executable(self) -> str:
-        """What /proc says it runs; ends in ' (deleted)' when that file was replaced."""
-        return os.readlink(PROC / str(self.pid) / "exe")
+    def has_lost_its_executable(self) -> bool:
+        """Whether the file that it runs has been replaced, or removed, since it started."""
+        return os.readlink(PROC / str(self.pid) / "exe").endswith(" (deleted)")
 
     def stop(self, deadline_s: float = 15) -> None:
         """Ask it to end, and kill it if it has not within the deadline."""
@@ -63,6 +63,12 @@ def command_line(pid: int) -> tuple[str, ...]:
     except (FileNotFoundError, ProcessLookupError):
         return ()
     return tuple(word.decode(errors="replace") for word in raw.rstrip(b"\0").split(b"\0"))
+
+
+def option_of(pid: int, option: str) -> str:
+    """The word after `option` on a command line; empty if there is none."""
+    words = command_line(pid)
+    return words[words.index(option) + 1] if option in words[:-1] else ""
 
 
 def running_with(*words: str) -> list[Process]:

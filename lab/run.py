@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import os
 import subprocess
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lab.errors import CommandFailed
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from os import PathLike
+    from pathlib import Path
 
 # A command sees these of our environment and no more: the way out of a closed network.
 PASSED_ON = (
@@ -40,7 +41,7 @@ def clean_environment() -> dict[str, str]:
 
 
 def run(
-    argv: Sequence[str | Path],
+    argv: Sequence[str | PathLike[str]],
     *,
     stdin: str = "",
     cwd: Path | None = None,
@@ -55,7 +56,7 @@ def run(
     keeps open. Raises CommandFailed, with the command and the end of its stderr, when it
     cannot be started, outlives `deadline_s` or ends with a status outside `accept`.
     """
-    words = [str(word) for word in argv]
+    words = [os.fspath(word) for word in argv]
     try:
         done = subprocess.run(
             words,

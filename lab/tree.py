@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import shlex
 import shutil
 from typing import TYPE_CHECKING
 
@@ -17,17 +18,22 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from lab.host import Distribution
+    from lab.mirrors import Archive
 
 KERNELS = {"debian": "linux-image-cloud-amd64", "ubuntu": "linux-image-virtual"}
-INCLUDED = ("dbus", "init", "qemu-guest-agent", "systemd", "systemd-sysv", "udev")
+INCLUDED = ("dbus", "init", "initramfs-tools", "lz4", "qemu-guest-agent", "systemd", "systemd-sysv", "udev")
 
 # All that the initrd needs in order to find its root: a full one takes seconds to unpack.
+INITRD_DIRECTORY = '"$1"/etc/initramfs-tools'
+INITRD_SETTINGS = ("MODULES=list", "BUSYBOX=n", "FSTYPE=ext4", "COMPRESS=lz4")
 INITRD_MODULES = ("virtio_pci", "virtio_blk", "ext4")
 
 # Units that cost time at each boot or, worse, take dpkg's lock in the middle of a test.
 MASKED_UNITS = (
     "apt-daily.timer",
     "apt-daily-upgrade.timer",
+    "dev-hugepages.mount",
+    "dev-mqueue.mount",
     "dpkg-db-backup.timer",
     "e2scrub_all.timer",
     "e2scrub_reap.service",
@@ -36,6 +42,10 @@ MASKED_UNITS = (
     "kmod-static-nodes.service",
     "modprobe@.service",
     "motd-news.timer",
+    "proc-sys-fs-binfmt_misc.automount",
+    "sys-kernel-debug.mount",
+    "sys-kernel-tracing.mount",
+    "systemd-modules-load.service",
     "systemd-networkd.service",
     "systemd-pstore.service",
     "systemd-timesyncd.service",
@@ -50,30 +60,34 @@ ExecStart=
 ExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 %I $TERM
 """
 
+# What udev would load for devices that a guest of the lab has no use for.
+UNUSED_MODULES = ("ata_generic", "ata_piix", "i2c_piix4", "kvm_amd", "kvm_intel", "powernow_k8", "serio_raw")
+
 FILES = {
     "etc/hostname": "lab\n",
     "etc/hosts": "127.0.0.1 localhost lab\n::1 localhost\n",
     # Empty, not absent: each guest gets an id of its own, and none has a 'first boot'.
     "etc/machine-id": "",
+    "etc/modprobe.d/lab.conf": "".join(f"blacklist {module}\n" for module in UNUSED_MODULES),
     "etc/systemd/system/serial-getty@ttyS0.service.d/autologin.conf": AUTOLOGIN,
     "etc/apt/sources.list.d/lab.list": (
         "deb [trusted=yes] file:/srv/lab/main ./\ndeb [trusted=yes] file:/srv/lab/security ./\n"
     ),
 }
-INITRD_SETTINGS = "MODULES=list\nBUSYBOX=n\nFSTYPE=ext4\nCOMPRESS=lz4\n"
 
 
-def bootstrap(
-    tree: Path,
-    downloads: Path,
-    distribution: Distribution,
-    sources: Sequence[str],
-    apt_options: Sequence[str],
-    inherit: Sequence[int],
-) -> None:
+LEFT_BY_MMDEBSTRAP = (
+    "etc/apt/apt.conf.d/99mmdebstrap",
+    "etc/apt/sources.list",
+    "etc/dpkg/dpkg.cfg.d/99mmdebstrap",
+    "etc/resolv.conf",
+)
+
+
+def bootstrap(tree: Path, downloads: Path, archive: Archive, *, inherit: Sequence[int]) -> None:
     """Install the distribution into `tree`, and fetch its agent's package into `downloads`."""
-    included = (*INCLUDED, "initramfs-tools", "lz4", KERNELS[distribution.id])
-    initrd = '"$1"/etc/initramfs-tools'
+    included = (*INCLUDED, KERNELS[archive.distribution.id])
+    download = 'APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get download qemu-guest-agent'
     run(
         [
             "mmdebstrap",
@@ -81,29 +95,24 @@ def bootstrap(
             "--variant=minbase",
             "--format=directory",
             f"--include={','.join(included)}",
-            *(f"--aptopt={option}" for option in apt_options),
+            *(f"--aptopt={option}" for option in archive.apt_options),
             "--aptopt=Acquire::Languages none",
-            "--dpkgopt=path-exclude=/usr/share/man/*",
-            "--dpkgopt=path-exclude=/usr/share/doc/*",
-            "--dpkgopt=path-exclude=/usr/share/locale/*",
-            f"--essential-hook=mkdir -p {initrd}/conf.d",
-            f"--essential-hook=printf '{INITRD_SETTINGS}' > {initrd}/conf.d/lab",
-            f"--essential-hook=printf '%s\\n' {' '.join(INITRD_MODULES)} > {initrd}/modules",
-            f"--customize-hook=cd '{downloads}' &&"
-            ' APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get download qemu-guest-agent',
-            distribution.codename,
+            *(f"--dpkgopt=path-exclude=/usr/share/{what}/*" for what in ("doc", "locale", "man")),
+            f"--essential-hook=mkdir -p {INITRD_DIRECTORY}/conf.d",
+            f"--essential-hook=printf '%s\\n' {' '.join(INITRD_SETTINGS)} > {INITRD_DIRECTORY}/conf.d/lab",
+            f"--essential-hook=printf '%s\\n' {' '.join(INITRD_MODULES)} > {INITRD_DIRECTORY}/modules",
+            f"--customize-hook=cd {shlex.quote(str(downloads))} && {download}",
+            archive.distribution.codename,
             tree,
             "-",
         ],
-        stdin="\n".join(sources),
+        stdin="\n".join(archive.sources),
         deadline_s=1800,
         inherit=inherit,
     )
 
 
-def publish_repositories(
-    tree: Path, agent: Path, scratch: Path, distribution: Distribution
-) -> None:
+def publish_repositories(tree: Path, agent: Path, scratch: Path, distribution: Distribution) -> None:
     """Put the two repositories with the newer packages into the tree."""
     main, security = (tree / "srv/lab" / name for name in ("main", "security"))
     for directory in (main, security):
@@ -135,7 +144,7 @@ def settle(tree: Path) -> None:
     """Cut the tree off from the network's sources, and have it boot fast and log in by itself."""
     shutil.rmtree(tree / "var/lib/apt/lists")
     (tree / "var/lib/apt/lists/partial").mkdir(parents=True)
-    for leftover in ("etc/apt/sources.list", "etc/apt/apt.conf.d/99mmdebstrap"):
+    for leftover in LEFT_BY_MMDEBSTRAP:
         (tree / leftover).unlink(missing_ok=True)
     for path, text in FILES.items():
         (tree / path).parent.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,62 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the lab's guests are doing, as a table."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import libvirt
+
+from lab.guests import lab_guests
+from lab.libvirt_session import connected
+
+if TYPE_CHECKING:
+    from lab.guests import Guest
+
+STATES = {
+    libvirt.VIR_DOMAIN_RUNNING: "running",
+    libvirt.VIR_DOMAIN_PAUSED: "paused",
+    libvirt.VIR_DOMAIN_SHUTDOWN: "shutting down",
+    libvirt.VIR_DOMAIN_SHUTOFF: "off",
+    libvirt.VIR_DOMAIN_CRASHED: "crashed",
+}
+
+
+class Row(NamedTuple):
+    """What there is to say of one guest."""
+
+    name: str
+    state: str
+    qemu: str
+    drifted: str
+    agent: str
+
+
+HEADER = Row("GUEST", "STATE", "QEMU PID", "DRIFTED", "AGENT")
+
+
+def rows() -> list[Row]:
+    """How each of the lab's guests is."""
+    with connected() as connection:
+        return [_row(guest) for guest in lab_guests(connection)]
+
+
+def _row(guest: Guest) -> Row:
+    state = STATES.get(guest.state(), "unknown")
+    process = guest.process()
+    if process is None:
+        return Row(guest.name, state, "-", "-", "-")
+    drifted = "yes" if process.has_lost_its_executable() else "no"
+    return Row(guest.name, state, str(process.pid), drifted, "answers" if guest.answers() else "silent")
+
+
+def table(lines: list[Row]) -> str:
+    """Rows as aligned text, below a header."""
+    widths = [max(map(len, column)) for column in zip(HEADER, *lines, strict=True)]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in (HEADER, *lines)
+    )
