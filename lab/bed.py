@@ -20,7 +20,7 @@ from lab.domain_xml import GuestSpec, Machine, parse_security_models
 from lab.errors import ForeignGuests, LabError
 from lab.libvirt_session import answering, connected
 from lab.locks import exclusive
-from lab.places import GUESTS, LOCK, STATE
+from lab.places import EMULATOR, GUESTS, LOCK, STATE
 from lab.progress import say, step
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def bed(*, allow_foreign_guests: bool) -> Iterator[Bed]:
     with connected() as connection:
         foreign = [] if allow_foreign_guests else guests.foreign_names(connection)
         if not foreign:
-            emulator.install()
+            emulator.install(EMULATOR)
             built = image.ensure()
             models = parse_security_models(connection.getCapabilities())
             guests.remove_left_overs(connection)
@@ -102,12 +102,12 @@ def _wait_for_all(started: list[Guest]) -> None:
 
 
 def drift() -> None:
-    """Replace the QEMU that the lab's guests run."""
+    """Replace the QEMU that the lab's guests share."""
     with connected() as connection:
         running = [guest.name for guest in guests.lab_guests(connection) if guest.process()]
         if not running:
             raise LabError("no guest of the lab runs, so none can drift", "python -m lab up")
-        emulator.replace()
+        emulator.replace(EMULATOR)
         say(f"replaced QEMU under {', '.join(running)}")
 
 
@@ -116,7 +116,7 @@ def down(*, purge: bool) -> None:
     with exclusive(LOCK, ANOTHER):
         if answering() or STATE.exists():
             _remove_guests()
-        emulator.remove()
+        emulator.remove_all()
     if purge:
         image.purge()
 

@@ -10,7 +10,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lab.places import EMULATOR, METADATA_NAMESPACE, guest_directory
+from lab.places import EMULATOR, METADATA_NAMESPACE, guest_directory, private_emulator
 from lab.process import Process
 
 if TYPE_CHECKING:
@@ -39,8 +39,10 @@ class GuestSpec:
     """Whether there is a virtio channel for the agent at all."""
     agent_service: bool = True
     """Whether the agent is started inside the guest."""
+    private_emulator: bool = False
+    """Whether it runs a copy of QEMU that no other guest runs: then it can drift alone."""
     private_library: bool = False
-    """Whether QEMU maps a library that only this guest uses (see lab.libraries). Taints the domain."""
+    """Whether QEMU maps a copy of a library that no other guest's maps. Taints the domain."""
     owner: Process | None = None
     """The process, a test session, without which the guest is abandoned; none: it is to stay."""
 
@@ -81,6 +83,7 @@ def parse_spec(xml: str) -> GuestSpec | None:
         disk_format=mark.get("disk-format", ""),
         agent_channel=mark.get("agent-channel") == "yes",
         agent_service=mark.get("agent-service") == "yes",
+        private_emulator=mark.get("private-emulator") == "yes",
         private_library=mark.get("private-library") == "yes",
         owner=Process(int(pid), int(started)) if pid else None,
     )
@@ -136,6 +139,7 @@ def _mark(metadata: ET.Element, spec: GuestSpec) -> None:
         "disk-format": spec.disk_format,
         "agent-channel": _yes_no(spec.agent_channel),
         "agent-service": _yes_no(spec.agent_service),
+        "private-emulator": _yes_no(spec.private_emulator),
         "private-library": _yes_no(spec.private_library),
         "owner": f"{spec.owner.pid}:{spec.owner.started}" if spec.owner else "",
     }
@@ -158,7 +162,7 @@ def _boot(os: ET.Element, spec: GuestSpec, image: Image) -> None:
 
 
 def _devices(devices: ET.Element, spec: GuestSpec, uuid: str) -> None:
-    _add(devices, "emulator", str(EMULATOR))
+    _add(devices, "emulator", str(private_emulator(uuid) if spec.private_emulator else EMULATOR))
     disk = ET.SubElement(devices, "disk", type="file", device="disk")
     # unsafe: a guest's disk need not survive its host's power, and flushes cost seconds.
     ET.SubElement(disk, "driver", name="qemu", type=spec.disk_format, cache="unsafe")

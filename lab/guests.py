@@ -9,12 +9,13 @@ from __future__ import annotations
 import shutil
 import time
 import uuid as uuids
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import libvirt
 
-from lab import inside, libraries
+from lab import emulator, inside, libraries
 from lab.clock import wait_until
 from lab.domain_xml import (
     GuestSpec,
@@ -25,13 +26,13 @@ from lab.domain_xml import (
 )
 from lab.errors import AgentFailed, GuestNotReady, LabError
 from lab.host import require_room
-from lab.places import EMULATOR, GUESTS, guest_directory
-from lab.process import option_of, running_with
+from lab.places import EMULATOR, GUESTS, PRIVATE_EMULATOR, guest_directory, private_emulator
+from lab.process import command_line, option_of, running_with
 from lab.progress import say
 from lab.run import run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
 
     from lab.domain_xml import Machine
     from lab.image import Image
@@ -156,20 +157,10 @@ class Guest:
         """Remember the running guest as it is now, for `reset`."""
         self.domain.snapshotCreateXML(f"<domainsnapshot><name>{PRISTINE}</name></domainsnapshot>")
 
-    def has_pristine(self) -> bool:
-        """Whether `reset` has something to go back to."""
-        try:
-            self.domain.snapshotLookupByName(PRISTINE)
-        except libvirt.libvirtError as error:
-            if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN_SNAPSHOT:
-                return False
-            raise
-        return True
-
     def reset(self, deadline_s: float = READY_WITHIN_S) -> None:
         """Go back to what `take_pristine` remembered, running, with the right time.
 
-        QEMU itself is not put back: see `drifted`.
+        libvirt does this with a new QEMU process: boot_id stays, `process` changes, drift is gone.
         """
         snapshot = self.domain.snapshotLookupByName(PRISTINE)
         self.domain.revertToSnapshot(snapshot, libvirt.VIR_DOMAIN_SNAPSHOT_REVERT_RUNNING)
@@ -178,11 +169,21 @@ class Guest:
         self.output("/bin/date", "--set", f"@{time.time():.3f}")
 
     def destroy(self) -> None:
-        """Remove it and all that was made for it."""
-        if self.domain.isActive():
+        """Remove it and all that was made for it; what is gone already is fine."""
+        with _accepting(libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
             self.domain.destroy()
-        shutil.rmtree(guest_directory(self.uuid), ignore_errors=True)
-        self.domain.undefineFlags(EVERYTHING_OF_IT)
+        remove_files(self.uuid)
+        with _accepting(libvirt.VIR_ERR_NO_DOMAIN):
+            self.domain.undefineFlags(EVERYTHING_OF_IT)
+
+
+@contextmanager
+def _accepting(*codes: int) -> Iterator[None]:
+    try:
+        yield
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in codes:
+            raise
 
 
 def lab_guests(connection: libvirt.virConnect) -> list[Guest]:
@@ -207,7 +208,11 @@ def define(connection: libvirt.virConnect, spec: GuestSpec, image: Image, machin
     """
     uuid = str(uuids.uuid4())
     guest = Guest(spec, uuid, connection.defineXML(render(spec, uuid, image, machine)))
-    provide_files(guest, image)
+    try:
+        provide_files(guest, image)
+    except BaseException:
+        guest.destroy()
+        raise
     return guest
 
 
@@ -224,8 +229,16 @@ def provide_files(guest: Guest, image: Image) -> None:
         else:
             run(["qemu-img", "convert", "-O", guest.spec.disk_format, image.disk, new])
         new.rename(disk)
+    if guest.spec.private_emulator:
+        emulator.install(private_emulator(guest.uuid))
     if guest.spec.private_library:
         libraries.provide(guest.uuid)
+
+
+def remove_files(uuid: str) -> None:
+    """Remove what `provide_files` made."""
+    shutil.rmtree(guest_directory(uuid), ignore_errors=True)
+    private_emulator(uuid).unlink(missing_ok=True)
 
 
 def remove_left_overs(connection: libvirt.virConnect) -> None:
@@ -235,7 +248,7 @@ def remove_left_overs(connection: libvirt.virConnect) -> None:
             say(f"removing {guest.name}: its test session has died")
             guest.destroy()
     for uuid in uuids_without_domain(connection):
-        shutil.rmtree(guest_directory(uuid), ignore_errors=True)
+        remove_files(uuid)
 
 
 def uuids_without_domain(connection: libvirt.virConnect) -> list[str]:
@@ -245,6 +258,12 @@ def uuids_without_domain(connection: libvirt.virConnect) -> list[str]:
     removed meanwhile is none of these.
     """
     with_files = [entry.name for entry in GUESTS.iterdir()] if GUESTS.exists() else []
-    with_process = [option_of(process.pid, "-uuid") for process in running_with(str(EMULATOR), "-uuid")]
+    copies = EMULATOR.parent.glob(f"{PRIVATE_EMULATOR}*")
+    with_emulator = [copy.name.removeprefix(PRIVATE_EMULATOR) for copy in copies]
+    with_process = [
+        option_of(process.pid, "-uuid")
+        for process in running_with("-uuid")
+        if command_line(process.pid)[:1] and command_line(process.pid)[0].startswith(str(EMULATOR))
+    ]
     known = {domain.UUIDString() for domain in connection.listAllDomains()}
-    return sorted({*with_files, *with_process} - known - {""})
+    return sorted({*with_files, *with_emulator, *with_process} - known - {""})

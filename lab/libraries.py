@@ -8,15 +8,11 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lab.domain_xml import library_directory
 from lab.errors import Unsupported
 from lab.places import INSTALLED_EMULATOR
 from lab.run import run
-
-if TYPE_CHECKING:
-    from lab.guests import Guest
 
 # Small, linked by QEMU, and used by nothing that a guest here does.
 LIBRARY = "libslirp.so.0"
@@ -45,8 +41,3 @@ def provide(uuid: str) -> None:
     shutil.copyfile(original, new)
     new.chmod(0o644)
     new.rename(directory / LIBRARY)
-
-
-def replace(guest: Guest) -> None:
-    """Make library drift on a guest that was made with `private_library`."""
-    provide(guest.uuid)

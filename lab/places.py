@@ -17,9 +17,17 @@ INSTALLED_EMULATOR = Path("/usr/bin/qemu-system-x86_64")
 # QEMU finds its firmware relative to its own directory, so the copy lives beside the original.
 EMULATOR = Path("/usr/bin/qemu-system-x86_64-kvm-fleet-lab")
 
+# Guests of tests that make drift have one of their own, named by the guest's UUID.
+PRIVATE_EMULATOR = f"{EMULATOR.name}-"
+
 METADATA_NAMESPACE = "https://kvm.fleet/xmlns/lab/1"
 
 
 def guest_directory(uuid: str) -> Path:
     """A guest's disk and console log. Named by UUID: a guest's name may be anything."""
     return GUESTS / uuid
+
+
+def private_emulator(uuid: str) -> Path:
+    """The copy of QEMU that only this guest runs, if it has one."""
+    return EMULATOR.with_name(f"{PRIVATE_EMULATOR}{uuid}")

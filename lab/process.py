@@ -56,6 +56,14 @@ def observe(pid: int) -> Process | None:
     return None if state in "ZX" else Process(pid, started)
 
 
+def this_process() -> Process:
+    """The process that asks."""
+    process = observe(os.getpid())
+    if process is None:
+        raise RuntimeError("/proc does not show this very process: is it mounted?")
+    return process
+
+
 def command_line(pid: int) -> tuple[str, ...]:
     """The words a process was started with; none if it has gone."""
     try:

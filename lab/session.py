@@ -1,0 +1,104 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""One test session's guests: each made within a context, all of them gone at its end."""
+
+from __future__ import annotations
+
+import itertools
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, TypedDict
+
+from lab import daemons, emulator, evidence, guests
+from lab.bed import bed
+from lab.domain_xml import GuestSpec
+from lab.errors import LeftOver
+from lab.libvirt_session import answering
+from lab.places import EMULATOR
+from lab.process import this_process
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from typing_extensions import Unpack
+
+    from lab.bed import Bed
+    from lab.guests import Guest
+    from lab.process import Process
+
+
+class GuestOptions(TypedDict, total=False):
+    """What may be asked of a guest besides its name: see GuestSpec."""
+
+    memory_mib: int
+    disk_format: str
+    agent_channel: bool
+    agent_service: bool
+    private_emulator: bool
+    private_library: bool
+
+
+class Session:
+    """The test bed as one test session uses it, beside others if there are any."""
+
+    def __init__(self, ready: Bed, owner: Process) -> None:
+        self.bed = ready
+        self._owner = owner
+        self._numbers = itertools.count(1)
+        self._present: dict[str, Guest] = {}
+
+    @contextmanager
+    def guest(
+        self, name: str | None = None, *, start: bool = True, wait: bool = True, **options: Unpack[GuestOptions]
+    ) -> Iterator[Guest]:
+        """Make a guest for as long as the context lasts.
+
+        With `wait` it is started, answering and settled when the context begins, if its agent can
+        answer at all; without `start` it is off.
+        """
+        chosen = name if name is not None else f"test-{self._owner.pid}-{next(self._numbers)}"
+        guest = self.bed.define(GuestSpec(chosen, owner=self._owner, **options))
+        self._present[guest.uuid] = guest
+        try:
+            if start:
+                guest.start()
+                if wait and guest.spec.reachable:
+                    guest.wait_until_ready()
+            yield guest
+        finally:
+            guest.destroy()
+            del self._present[guest.uuid]
+
+    def keep_evidence(self, directory: Path) -> None:
+        """Save what may explain a failure, of each guest that is there now."""
+        for guest in self._present.values():
+            evidence.keep(guest, directory / evidence.file_name(guest.name))
+
+    def left_overs(self) -> list[str]:
+        """What this session has left behind, and files or processes of guests that are no more."""
+        ours = [guest for guest in self.bed.guests() if guest.spec.owner == self._owner]
+        orphans = guests.uuids_without_domain(self.bed.connection)
+        return [*(f"domain {guest.name!r}" for guest in ours), *(f"files or QEMU of {uuid}" for uuid in orphans)]
+
+
+@contextmanager
+def session(*, allow_foreign_guests: bool) -> Iterator[Session]:
+    """Bring the bed up for a test session; at the end, take down what only this one needed.
+
+    Raises LeftOver if something of it outlives it.
+    """
+    libvirt_was_on = answering()
+    emulator_was_there = EMULATOR.exists()
+    with bed(allow_foreign_guests=allow_foreign_guests) as ready:
+        opened = Session(ready, this_process())
+        yield opened
+        left = opened.left_overs()
+        alone = not ready.guests()
+    if alone and not emulator_was_there:
+        emulator.remove_all()
+    if alone and not libvirt_was_on:
+        daemons.stop()
+    if left:
+        raise LeftOver(f"the test session leaves behind: {', '.join(left)}", "python -m lab down")
