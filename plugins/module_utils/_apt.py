@@ -161,13 +161,20 @@ def explain(failure: Failure) -> FleetError:
             remedy="See that the guest reaches its repositories and trusts their keys.",
             evidence=evidence,
         )
-    broken = sorted(set(_BROKEN_PACKAGE.findall(failure.output)))
+    broken = sorted({_package_of(found) for found in _BROKEN_PACKAGE.findall(failure.output)})
     culprit = f" at {', '.join(broken)}" if broken else ""
     return UpgradeFailed(
         f"apt-get {failure.action} failed in the guest{culprit}: {_first_error(failure.output)}",
         remedy="Mend the package in the guest ('apt-get -f install', 'dpkg --configure -a'), or revert the snapshot.",
         evidence={**evidence, "packages": broken},
     )
+
+
+def _package_of(named: str) -> str:
+    """The package that dpkg names, either by itself or by an archive such as ``/tmp/…/4-lab-config_1.1_all.deb``."""
+    if not named.endswith(".deb"):
+        return _bare(named)
+    return re.sub(r"\A[0-9]+-", "", named.rpartition("/")[2]).partition("_")[0]
 
 
 def _first_error(output: str) -> str:

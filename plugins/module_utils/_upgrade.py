@@ -83,7 +83,8 @@ def upgrade(
     """Carry out what was predicted and return what changed, by dpkg's own records before and after.
 
     The upgrade runs as a unit of the guest and outlives restarts of its agent. Raises what ``_job`` raises, and the
-    typed error behind a failed apt-get; the job's directory then stays in the guest.
+    typed error behind a failed apt-get, with what had changed by then as evidence; the job's directory then stays in
+    the guest.
     """
     if options.security_only:
         wanted = [change for change in prediction.changes if change.security]
@@ -94,16 +95,17 @@ def upgrade(
     command = ("apt-get", *_apt.unattended(options.lock_timeout), *arguments)
     _job.start(agent, job, _SCRIPT, ("yes" if options.clean else "no", *command))
     exit_code = _job.wait(agent, clock, job, options.timeout)
-    if exit_code != 0:
-        error = _apt.explain(_apt.Failure("upgrade", exit_code, "\n".join(_job.tail(agent, job))))
-        error.evidence["directory"] = job.directory
-        raise error
     records = _job.read(agent, job, "before", "after")
     changes = changes_between(
         _apt.parse_records(records["before"]),
         _apt.parse_records(records["after"]),
         {change.name for change in prediction.changes if change.security},
     )
+    if exit_code != 0:
+        error = _apt.explain(_apt.Failure("upgrade", exit_code, "\n".join(_job.tail(agent, job))))
+        error.evidence["directory"] = job.directory
+        error.evidence["changes"] = [vars(change) for change in changes]
+        raise error
     _job.remove(agent, job)
     return changes
 

@@ -124,7 +124,8 @@ def make_result(
     before, after = _domain(taken.get("before")), _domain(taken.get("after"))
     plan = taken.get("plan") or {}
     upgrade, power, snapshot = (taken.get(step) or {} for step in ("upgrade", "power", "snapshot"))
-    packages = list(upgrade.get("packages") or [])
+    # A failed upgrade tells what it had changed by then as evidence.
+    packages = list(upgrade.get("packages") or (upgrade.get("evidence") or {}).get("changes") or [])
     # A restart that failed half-way has not restarted anything as far as anybody can prove.
     restarted = power.get("changed") is True and not power.get("failed")
     if failure:

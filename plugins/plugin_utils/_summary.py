@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -95,9 +96,16 @@ def _failure_facts(record: Record) -> list[tuple[str, str]]:
         ("Remedy", error.get("remedy") or ""),
         ("Packages upgraded", str(packages) if packages else ""),
         ("Forced off", "yes" if record.get("forced_off") else ""),
+        ("QEMU drift", record["drift"] if record.get("drift") in ("remains", "resolved") else ""),
         ("Snapshot", record.get("snapshot") or ""),
+        ("Rollback", _rollback(record) if record.get("snapshot") else ""),
         ("Duration", duration_text(record["duration"]) if "duration" in record else ""),
     ]
+
+
+def _rollback(record: Record) -> str:
+    """The command that brings the guest back to its snapshot, for a shell on its hypervisor."""
+    return f"virsh snapshot-revert {shlex.quote(record['domain'])} {shlex.quote(record['snapshot'])}"
 
 
 def duration_text(seconds: float) -> str:
