@@ -2,12 +2,44 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Settings of the unit tests."""
+"""Settings and fixtures of the unit tests."""
 
 from __future__ import annotations
 
+import functools
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
+
+from ansible_collections.kvm.fleet.plugins.module_utils import _observe, _proc
+from tests.unit.fake_clock import FakeClock
+from tests.unit.fake_hypervisor import FakeHypervisor
+from tests.unit.fake_proc import FakeProc
 
 # Deadlines measure the machine, not the code; a fixed seed makes a failure the next run's failure too.
 settings.register_profile("fleet", deadline=None, derandomize=True, database=None)
 settings.load_profile("fleet")
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def proc(tmp_path: Path) -> FakeProc:
+    return FakeProc(tmp_path)
+
+
+@pytest.fixture
+def hypervisor(clock: FakeClock, proc: FakeProc, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeHypervisor:
+    """A hypervisor without domains, whose processes the code under test finds in its own /proc."""
+    images, runtime = tmp_path / "images", tmp_path / "run" / "libvirt" / "qemu" / "run"
+    images.mkdir()
+    runtime.mkdir(parents=True)
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setattr(_observe, "PROC", proc.path)
+    monkeypatch.setattr(_observe, "find_process", functools.partial(_proc.find_process, proc=proc.path))
+    monkeypatch.setattr(_observe, "running_files", functools.partial(_proc.running_files, proc=proc.path))
+    return FakeHypervisor(clock, proc, runtime, images)

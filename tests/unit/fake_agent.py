@@ -1,0 +1,149 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A QEMU guest agent with a memory, as it looks from the hypervisor's end of its channel."""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import AgentCommandFailed, AgentSilent
+from ansible_collections.kvm.fleet.plugins.module_utils._exec import LAUNCHER
+from tests.unit.fake_clock import FakeClock
+
+COMMANDS = ("guest-ping", "guest-info", "guest-exec", "guest-exec-status")
+
+
+@dataclass(frozen=True)
+class Call:
+    """What guest-exec was asked to start."""
+
+    argv: list[str]
+    stdin: bytes
+
+    @property
+    def command(self) -> list[str]:
+        """The command itself, behind the launcher and its 'env'."""
+        if self.argv[2:3] != [LAUNCHER]:
+            return self.argv
+        words = self.argv[6:]
+        if words[0] != "env":
+            return words
+        return words[1 + sum("=" in word for word in words[1:]) :] if words[-1] != "env" else words
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a process of the guest ends, and how many seconds after its start."""
+
+    exit_code: int | None = 0
+    signal: int | None = None
+    stdout: bytes = b""
+    stderr: bytes = b""
+    after: float = 0.0
+
+
+NEVER = Ending(after=float("inf"))
+
+Program = Callable[[Call], Ending]
+
+
+def succeed(_call: Call) -> Ending:
+    return Ending()
+
+
+def in_turn(endings: Iterable[Ending]) -> Program:
+    """A guest in which the processes end as listed, one after the other."""
+    remaining = iter(endings)
+    return lambda _call: next(remaining)
+
+
+class FakeAgent:
+    """Answers as qemu-ga does.
+
+    A process that has ended is forgotten once its status was read, and all of them are when the agent restarts.
+    ``program`` says how a process ends. An agent that is ``silent`` lets each request run into its timeout; of
+    ``lost_answers`` many requests that it carries out, the answer gets lost on the way.
+    """
+
+    def __init__(self, clock: FakeClock, program: Program = succeed) -> None:
+        self.program = program
+        self.blocked: set[str] = set()
+        self.silent = False
+        self.lost_answers = 0
+        self.requests: list[str] = []
+        self.calls: list[Call] = []
+        self._clock = clock
+        self._processes: dict[int, tuple[float, Ending]] = {}
+        self._next_pid = 100
+
+    def restart(self) -> None:
+        self._processes.clear()
+
+    def exchange(self, request: str, timeout: int) -> str:
+        if self.silent:
+            raise self._silence(timeout)
+        message = json.loads(request)
+        command, arguments = message["execute"], message.get("arguments", {})
+        self.requests.append(command)
+        if command not in COMMANDS:
+            raise refusal(command, f"The command {command} has not been found")
+        if command in self.blocked:
+            raise refusal(command, f"Command {command} has been disabled")
+        answers: dict[str, Callable[[], dict[str, Any]]] = {
+            "guest-ping": dict,
+            "guest-info": self._info,
+            "guest-exec": lambda: self._exec(arguments),
+            "guest-exec-status": lambda: self._status(arguments["pid"]),
+        }
+        answer = answers[command]()
+        if self.lost_answers:
+            self.lost_answers -= 1
+            raise self._silence(timeout)
+        return json.dumps({"return": answer})
+
+    def _silence(self, timeout: int) -> AgentSilent:
+        self._clock.advance(timeout)
+        return AgentSilent("Guest agent is not responding", remedy="See whether it runs.")
+
+    def _info(self) -> dict[str, Any]:
+        commands = [{"name": name, "enabled": name not in self.blocked, "success-response": True} for name in COMMANDS]
+        return {"version": "7.2.22", "supported_commands": commands}
+
+    def _exec(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        stdin = base64.b64decode(arguments.get("input-data", ""))
+        call = Call([arguments["path"], *arguments.get("arg", [])], stdin)
+        self.calls.append(call)
+        ending = self.program(call)
+        self._next_pid += 1
+        self._processes[self._next_pid] = (self._clock.monotonic() + ending.after, ending)
+        return {"pid": self._next_pid}
+
+    def _status(self, pid: int) -> dict[str, Any]:
+        if pid not in self._processes:
+            raise refusal("guest-exec-status", "Invalid parameter 'pid'")
+        ends_at, ending = self._processes[pid]
+        if self._clock.monotonic() < ends_at:
+            return {"exited": False}
+        del self._processes[pid]
+        answer: dict[str, Any] = {"exited": True}
+        if ending.exit_code is not None:
+            answer["exitcode"] = ending.exit_code
+        if ending.signal is not None:
+            answer["signal"] = ending.signal
+        for key, output in (("out-data", ending.stdout), ("err-data", ending.stderr)):
+            if output:
+                answer[key] = base64.b64encode(output).decode("ascii")
+        return answer
+
+
+def refusal(command: str, words: str) -> AgentCommandFailed:
+    """What becomes of an agent's error on its way through libvirt."""
+    return AgentCommandFailed(
+        f"internal error: unable to execute QEMU agent command '{command}': {words}", remedy="See libvirt's log."
+    )

@@ -1,0 +1,102 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is read from a domain's XML."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.kvm.fleet.plugins.module_utils._domain_xml import (
+    ChannelState,
+    Disk,
+    parse_definition,
+)
+
+
+def domain(devices: str = "", os: str = "") -> str:
+    return f"<domain type='kvm'><os><type>hvm</type>{os}</os><devices>{devices}</devices></domain>"
+
+
+def channel(name: str, state: str = "") -> str:
+    return f"<channel type='unix'><target type='virtio' name='{name}'{state}/></channel>"
+
+
+AGENT = "org.qemu.guest_agent.0"
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        ("", ChannelState.ABSENT),
+        (channel("com.redhat.spice.0", " state='connected'"), ChannelState.ABSENT),
+        ("<channel type='pty'/>", ChannelState.ABSENT),
+        (channel(AGENT), ChannelState.UNKNOWN),
+        (channel(AGENT, " state='connected'"), ChannelState.CONNECTED),
+        (channel(AGENT, " state='disconnected'"), ChannelState.DISCONNECTED),
+        (channel(AGENT, " state='something-new'"), ChannelState.UNKNOWN),
+        (channel("com.redhat.spice.0") + channel(AGENT, " state='connected'"), ChannelState.CONNECTED),
+    ],
+)
+def test_the_agents_channel_is_found_among_others(devices: str, expected: ChannelState) -> None:
+    assert parse_definition(domain(devices)).channel is expected
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        ("", None),
+        ("<emulator>/usr/bin/qemu-system-x86_64</emulator>", "/usr/bin/qemu-system-x86_64"),
+        ("<emulator>\n  /usr/bin/kvm\n</emulator>", "/usr/bin/kvm"),
+        ("<emulator/>", None),
+    ],
+)
+def test_the_emulator_is_read(devices: str, expected: str | None) -> None:
+    assert parse_definition(domain(devices)).emulator == expected
+
+
+@pytest.mark.parametrize(
+    ("os", "expected"),
+    [
+        ("", False),
+        ("<loader>/usr/lib/xen/boot/hvmloader</loader>", False),
+        ("<loader type='rom'>/usr/share/seabios/bios.bin</loader>", False),
+        ("<loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader>", True),
+    ],
+)
+def test_uefi_firmware_is_told_from_others(os: str, expected: bool) -> None:
+    assert parse_definition(domain(os=os)).pflash_firmware is expected
+
+
+@pytest.mark.parametrize(
+    ("device", "expected"),
+    [
+        (
+            (
+                "<disk type='file' device='disk'><driver name='qemu' type='qcow2'/><source file='/a &amp; b.qcow2'/>"
+                "<target dev='vda'/></disk>"
+            ),
+            [Disk("vda", "qcow2", "/a & b.qcow2")],
+        ),
+        (
+            (
+                "<disk type='block' device='lun'><driver name='qemu' type='raw'/><source dev='/dev/vg/lv'/>"
+                "<target dev='sda'/></disk>"
+            ),
+            [Disk("sda", "raw", "/dev/vg/lv")],
+        ),
+        (
+            "<disk type='network'><driver type='raw'/><source protocol='rbd' name='pool/x'/><target dev='vdb'/></disk>",
+            [Disk("vdb", "raw", None)],
+        ),
+        ("<disk type='file'><target dev='vdc'/></disk>", [Disk("vdc", "raw", None)]),
+        ("<disk type='file'><driver name='qemu'/><source file='/x'/></disk>", [Disk("?", "raw", "/x")]),
+        ("<disk type='file' device='cdrom'><source file='/x.iso'/><target dev='sdb'/><readonly/></disk>", []),
+        ("<disk type='file' device='floppy'><source file='/x'/><target dev='fda'/></disk>", []),
+        ("<disk type='file' device='disk'><source file='/x'/><target dev='vdd'/><readonly/></disk>", []),
+    ],
+    ids=["qcow2", "lun", "network", "no format", "no target", "cdrom", "floppy", "read-only"],
+)
+def test_writable_disks_are_listed_and_others_are_not(device: str, expected: list[Disk]) -> None:
+    assert parse_definition(domain(device)).writable_disks == tuple(expected)
