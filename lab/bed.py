@@ -53,16 +53,21 @@ class Bed:
 def bed(*, allow_foreign_guests: bool) -> Iterator[Bed]:
     """Have all that guests are made on: daemons, emulator, image. It stays: see `down`."""
     with exclusive(LOCK, ANOTHER):
-        started = daemons.start()
+        _have_libvirt(allow_foreign_guests=allow_foreign_guests)
+        emulator.install(EMULATOR)
+    with connected() as connection:
+        built = image.ensure()
+        models = parse_security_models(connection.getCapabilities())
+        guests.remove_left_overs(connection)
+        yield Bed(connection, built, Machine(accelerator.choose(built), models))
+
+
+def _have_libvirt(*, allow_foreign_guests: bool) -> None:
+    started = daemons.start()
     with connected() as connection:
         foreign = [] if allow_foreign_guests else guests.foreign_names(connection)
-        if not foreign:
-            emulator.install(EMULATOR)
-            built = image.ensure()
-            models = parse_security_models(connection.getCapabilities())
-            guests.remove_left_overs(connection)
-            yield Bed(connection, built, Machine(accelerator.choose(built), models))
-            return
+    if not foreign:
+        return
     if started:
         daemons.stop()
     raise ForeignGuests(

@@ -27,7 +27,7 @@ from lab.domain_xml import (
 from lab.errors import AgentFailed, GuestNotReady, LabError
 from lab.host import require_room
 from lab.places import EMULATOR, GUESTS, PRIVATE_EMULATOR, guest_directory, private_emulator
-from lab.process import command_line, option_of, running_with
+from lab.process import executable, option_of, running_with
 from lab.progress import say
 from lab.run import run
 
@@ -247,23 +247,27 @@ def remove_left_overs(connection: libvirt.virConnect) -> None:
         if guest.spec.owner is not None and not guest.spec.owner.alive():
             say(f"removing {guest.name}: its test session has died")
             guest.destroy()
-    for uuid in uuids_without_domain(connection):
+    for uuid in files_without_domain(connection):
         remove_files(uuid)
 
 
-def uuids_without_domain(connection: libvirt.virConnect) -> list[str]:
-    """UUIDs of guests that have files or a QEMU process, but no domain.
+def files_without_domain(connection: libvirt.virConnect) -> list[str]:
+    """UUIDs that name files and no domain.
 
-    Domains come first and go last, so they are looked for last: a guest that is being made or
-    removed meanwhile is none of these.
+    Domains come before their files and go after them, so they are looked for last: a guest that
+    is being made or removed meanwhile is none of these.
     """
-    with_files = [entry.name for entry in GUESTS.iterdir()] if GUESTS.exists() else []
-    copies = EMULATOR.parent.glob(f"{PRIVATE_EMULATOR}*")
-    with_emulator = [copy.name.removeprefix(PRIVATE_EMULATOR) for copy in copies]
-    with_process = [
-        option_of(process.pid, "-uuid")
-        for process in running_with("-uuid")
-        if command_line(process.pid)[:1] and command_line(process.pid)[0].startswith(str(EMULATOR))
-    ]
-    known = {domain.UUIDString() for domain in connection.listAllDomains()}
-    return sorted({*with_files, *with_emulator, *with_process} - known - {""})
+    directories = [entry.name for entry in GUESTS.iterdir()] if GUESTS.exists() else []
+    copies = [copy.name.removeprefix(PRIVATE_EMULATOR) for copy in EMULATOR.parent.glob(f"{PRIVATE_EMULATOR}*")]
+    return sorted({*directories, *copies} - _known_uuids(connection))
+
+
+def processes_without_domain(connection: libvirt.virConnect) -> list[int]:
+    """QEMU processes of guests that are no domain (any more)."""
+    running = {process.pid: option_of(process.pid, "-uuid") for process in running_with("-uuid")}
+    known = _known_uuids(connection)
+    return [pid for pid, uuid in running.items() if uuid not in known and executable(pid).startswith(str(EMULATOR))]
+
+
+def _known_uuids(connection: libvirt.virConnect) -> set[str]:
+    return {domain.UUIDString() for domain in connection.listAllDomains()}

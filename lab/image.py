@@ -68,8 +68,7 @@ def ensure() -> Image:
         return image
     with exclusive(CACHE / "lock", "another build of the image") as lock:
         scratch = CACHE / "building"
-        # A build that was killed leaves this. Its commands inherit the lock, so none still runs;
-        # a mount that one of them left must not be emptied.
+        # A build that was killed leaves this. Its commands inherit the lock, so none still runs.
         run(["rm", "-rf", "--one-file-system", scratch])
         if image.directory.is_dir():
             return image

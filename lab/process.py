@@ -29,7 +29,7 @@ class Process:
 
     def has_lost_its_executable(self) -> bool:
         """Whether the file that it runs has been replaced, or removed, since it started."""
-        return os.readlink(PROC / str(self.pid) / "exe").endswith(" (deleted)")
+        return executable(self.pid).endswith(" (deleted)")
 
     def stop(self, deadline_s: float = 15) -> None:
         """Ask it to end, and kill it if it has not within the deadline."""
@@ -62,6 +62,14 @@ def this_process() -> Process:
     if process is None:
         raise RuntimeError("/proc does not show this very process: is it mounted?")
     return process
+
+
+def executable(pid: int) -> str:
+    """The file that a process runs, with ' (deleted)' if it is no more; empty if it has gone."""
+    try:
+        return os.readlink(PROC / str(pid) / "exe")
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
 
 
 def command_line(pid: int) -> tuple[str, ...]:

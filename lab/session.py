@@ -79,8 +79,12 @@ class Session:
     def left_overs(self) -> list[str]:
         """What this session has left behind, and files or processes of guests that are no more."""
         ours = [guest for guest in self.bed.guests() if guest.spec.owner == self._owner]
-        orphans = guests.uuids_without_domain(self.bed.connection)
-        return [*(f"domain {guest.name!r}" for guest in ours), *(f"files or QEMU of {uuid}" for uuid in orphans)]
+        connection = self.bed.connection
+        return [
+            *(f"domain {guest.name!r}" for guest in ours),
+            *(f"QEMU process {pid}" for pid in guests.processes_without_domain(connection)),
+            *(f"files of {uuid}" for uuid in guests.files_without_domain(connection)),
+        ]
 
 
 @contextmanager

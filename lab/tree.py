@@ -90,6 +90,8 @@ def bootstrap(tree: Path, downloads: Path, archive: Archive, *, inherit: Sequenc
     download = 'APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get download qemu-guest-agent'
     run(
         [
+            # A view of its own: what a killed mmdebstrap has mounted is gone with its last process.
+            *("unshare", "--mount", "--propagation=private"),
             "mmdebstrap",
             "--mode=root",
             "--variant=minbase",
