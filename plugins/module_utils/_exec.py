@@ -11,7 +11,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import Finished, GuestAgent
-from ansible_collections.kvm.fleet.plugins.module_utils._errors import CommandTimeout, FleetError, InvalidRequest
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    CommandFailed,
+    CommandKilled,
+    CommandTimeout,
+    FleetError,
+    InvalidRequest,
+)
 
 MAX_OUTPUT = 1_500_000
 """Bytes of each output stream that can be asked for.
@@ -155,6 +161,26 @@ def _decode(output: bytes) -> str:
     return output.decode("utf-8", "replace")
 
 
+def failure_of(outcome: Outcome) -> FleetError | None:
+    """The error that a command ended with, or None when it succeeded."""
+    remedy = "See what it wrote to stdout and stderr."
+    if outcome.signal is not None:
+        return CommandKilled(f"the command was ended by signal {outcome.signal}", remedy=remedy)
+    if outcome.exit_code != 0:
+        return CommandFailed(f"the command returned {outcome.exit_code}", remedy=remedy)
+    return None
+
+
+def output_of(agent: GuestAgent, command: Command) -> str:
+    """What a command that has to succeed writes to standard output. Raises CommandFailed and CommandKilled."""
+    outcome = run_command(agent, command)
+    error = failure_of(outcome)
+    if error:
+        error.evidence.update(command=list(command.argv), stderr=list(last_lines(outcome.stderr)))
+        raise error
+    return outcome.stdout
+
+
 def path_exists(agent: GuestAgent, pattern: str) -> bool:
     """Whether something in the guest matches a path, in which the shell's wildcards may be used."""
     script = shell_script('IFS=; for path in $1; do [ -e "$path" ] && exit 0; done; exit 1', pattern, timeout=60)
@@ -163,8 +189,7 @@ def path_exists(agent: GuestAgent, pattern: str) -> bool:
 
 def boot_id(agent: GuestAgent, timeout: float = 30) -> str:
     """The kernel's id of the guest's current boot: another one is the proof of a reboot."""
-    outcome = run_command(agent, Command(("cat", "/proc/sys/kernel/random/boot_id"), timeout=timeout))
-    return outcome.stdout.strip()
+    return output_of(agent, Command(("cat", "/proc/sys/kernel/random/boot_id"), timeout=timeout)).strip()
 
 
 def last_lines(text: str, count: int = 20) -> Sequence[str]:

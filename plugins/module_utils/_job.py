@@ -10,6 +10,7 @@ not, and it leaves its log and its exit code in a directory of the guest, where 
 
 from __future__ import annotations
 
+import re
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import Clock, Deadline, ticks
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     AgentSilent,
+    CommandKilled,
     CommandResultLost,
     CommandTimeout,
     GuestUnsupported,
@@ -26,7 +28,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     UpgradeRunning,
     UpgradeTimeout,
 )
-from ansible_collections.kvm.fleet.plugins.module_utils._exec import Command, Outcome, run_command, shell_script
+from ansible_collections.kvm.fleet.plugins.module_utils._exec import Command, output_of, run_command, shell_script
 
 UNIT = "kvm-fleet-upgrade.service"
 """One name for all runs: systemd itself then refuses to run two upgrades in one guest."""
@@ -110,13 +112,13 @@ def wait(agent: GuestAgent, clock: Clock, job: Job, timeout: float) -> int:
     last_answer = "nothing yet"
     for _tick in ticks(deadline, clock, first=1, longest=5):
         try:
-            answer = run_command(agent, look)
-        except (AgentSilent, CommandResultLost, CommandTimeout) as error:
+            last_answer = output_of(agent, look).strip()
+        except (AgentSilent, CommandKilled, CommandResultLost, CommandTimeout) as error:
             last_answer = error.message
             continue
-        last_answer = answer.stdout.strip()
-        if last_answer.startswith("ended "):
-            return int(last_answer.split()[1])
+        ended = re.fullmatch(r"ended ([0-9]+)", last_answer)
+        if ended:
+            return int(ended.group(1))
         if last_answer == "gone":
             raise UpgradeInterrupted(
                 "the upgrade's unit is gone from the guest and left no result: it was stopped, or the guest restarted",
@@ -134,8 +136,8 @@ def read(agent: GuestAgent, job: Job, *names: str) -> Mapping[str, list[str]]:
     """The lines of some of the job's files, by the file's name; a file that is not there has none."""
     # Each line goes out behind its file's name, so that nothing a file contains can pass for another file.
     script = 'cd -- "$1"; shift; for name; do [ -e "$name" ] && sed "s/^/$name\\t/" "$name"; done; exit 0'
-    outcome = run_command(agent, shell_script(script, job.directory, *names, timeout=STEP_TIMEOUT))
-    return split_files(outcome.stdout.splitlines(), names)
+    output = output_of(agent, shell_script(script, job.directory, *names, timeout=STEP_TIMEOUT))
+    return split_files(output.splitlines(), names)
 
 
 def split_files(lines: Iterable[str], names: Iterable[str]) -> Mapping[str, list[str]]:
@@ -150,10 +152,8 @@ def split_files(lines: Iterable[str], names: Iterable[str]) -> Mapping[str, list
 
 def tail(agent: GuestAgent, job: Job, count: int = 40) -> list[str]:
     """The last lines of the log that the job keeps in its directory."""
-    outcome: Outcome = run_command(
-        agent, Command(("tail", "-n", str(count), f"{job.directory}/log"), timeout=STEP_TIMEOUT)
-    )
-    return outcome.stdout.splitlines()
+    command = Command(("tail", "-n", str(count), f"{job.directory}/log"), timeout=STEP_TIMEOUT)
+    return run_command(agent, command).stdout.splitlines()
 
 
 def remove(agent: GuestAgent, job: Job) -> None:

@@ -258,4 +258,5 @@ class _Cycle:
 
     @property
     def _quoted(self) -> str:
-        return shlex.quote(self._domain.name)
+        """The domain's name for a shell, after a virsh command; '--' keeps a leading dash from being an option."""
+        return ("-- " if self._domain.name.startswith("-") else "") + shlex.quote(self._domain.name)

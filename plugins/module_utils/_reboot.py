@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
-from ansible_collections.kvm.fleet.plugins.module_utils._exec import run_command, shell_script
+from ansible_collections.kvm.fleet.plugins.module_utils._exec import output_of, shell_script
 
 # One fact a line, its kind first. 'newest' is said only of a guest that boots its kernel from its own /boot.
 _LOOK = """\
@@ -35,7 +35,7 @@ class RebootState:
 
 def reboot_state(agent: GuestAgent) -> RebootState:
     """Ask the guest."""
-    return parse_reboot_facts(run_command(agent, shell_script(_LOOK, timeout=60)).stdout.splitlines())
+    return parse_reboot_facts(output_of(agent, shell_script(_LOOK, timeout=60)).splitlines())
 
 
 def parse_reboot_facts(lines: Iterable[str]) -> RebootState:

@@ -157,12 +157,14 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ansible_collections.kvm.fleet.plugins.module_utils import _results
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import require_running
 from ansible_collections.kvm.fleet.plugins.module_utils._exec import (
     Command,
     Outcome,
     check_command,
+    failure_of,
     path_exists,
     run_command,
 )
@@ -199,12 +201,9 @@ def result_of(outcome: Outcome) -> dict[str, Any]:
         "stderr_lines": outcome.stderr.splitlines(),
     }
     del result["exit_code"]
-    if outcome.signal is not None:
-        result.update(failed=True, error_code="command_killed", msg=f"the command was ended by signal {outcome.signal}")
-    elif outcome.exit_code != 0:
-        result.update(failed=True, error_code="command_failed", msg=f"the command returned {outcome.exit_code}")
-    if "failed" in result:
-        result.update(transient=False, remedy="See what it wrote to stdout and stderr.", evidence={})
+    error = failure_of(outcome)
+    if error:
+        result.update(_results.failure(error), failed=True)
     return result
 
 

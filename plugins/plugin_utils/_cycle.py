@@ -50,19 +50,6 @@ def make_plan(before: Facts, predicted: Facts, *, snapshot: bool, restart: str) 
     )
 
 
-def refusals(before: Facts, *, restart: str) -> list[str]:
-    """Why this guest must not be touched, as far as its domain tells."""
-    found = []
-    if before["state"] != "running":
-        found.append(
-            f"the domain is {before['state'].replace('_', ' ')}, not running; start it, or leave this guest out"
-        )
-    elif before["drift"]["state"] == "unknown" and restart != "never":
-        details = "; ".join(reason["detail"] for reason in before["drift"]["reasons"])
-        found.append(f"whether its QEMU is outdated cannot be told ({details}); see that the task runs as root")
-    return found
-
-
 def problems_after(before: Facts, after: Facts, failed_units: Iterable[str], plan: Facts) -> list[str]:
     """What speaks against calling the guest healthy. ``failed_units`` are those that had not failed before."""
     found = []

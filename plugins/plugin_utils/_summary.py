@@ -105,7 +105,8 @@ def _failure_facts(record: Record) -> list[tuple[str, str]]:
 
 def _rollback(record: Record) -> str:
     """The command that brings the guest back to its snapshot, for a shell on its hypervisor."""
-    return f"virsh snapshot-revert {shlex.quote(record['domain'])} {shlex.quote(record['snapshot'])}"
+    # '--' keeps a name with a leading dash from being an option.
+    return f"virsh snapshot-revert -- {shlex.quote(record['domain'])} {shlex.quote(record['snapshot'])}"
 
 
 def duration_text(seconds: float) -> str:
