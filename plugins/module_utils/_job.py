@@ -74,6 +74,19 @@ def new_job(now: datetime) -> Job:
     return Job(f"{DIRECTORY}/{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}")
 
 
+def require_idle(agent: GuestAgent) -> None:
+    """Raise UpgradeRunning while an upgrade that was started earlier still runs in the guest."""
+    if run_command(agent, Command(("systemctl", "is-active", "--quiet", UNIT), timeout=STEP_TIMEOUT)).exit_code == 0:
+        raise _running()
+
+
+def _running() -> UpgradeRunning:
+    return UpgradeRunning(
+        f"an upgrade started earlier still runs in the guest as {UNIT}",
+        remedy=f"Wait until it has ended ('systemctl status {UNIT}' in the guest) and run again.",
+    )
+
+
 def start(agent: GuestAgent, job: Job, script: str, arguments: Sequence[str]) -> None:
     """Start a script as the guest's upgrade unit. Raises UpgradeRunning and GuestUnsupported.
 
@@ -85,10 +98,7 @@ def start(agent: GuestAgent, job: Job, script: str, arguments: Sequence[str]) ->
     if outcome.exit_code == 0:
         return
     if outcome.exit_code == _ALREADY_RUNNING:
-        raise UpgradeRunning(
-            f"an upgrade started earlier still runs in the guest as {UNIT}",
-            remedy=f"Wait until it has ended ('systemctl status {UNIT}' in the guest) and run again.",
-        )
+        raise _running()
     if outcome.exit_code == _NO_SYSTEMD:
         raise GuestUnsupported(
             "the guest does not run systemd, so the upgrade cannot outlive a restart of the guest agent",

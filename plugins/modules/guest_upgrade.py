@@ -129,7 +129,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _results, _upgrade
+from ansible_collections.kvm.fleet.plugins.module_utils import _job, _results, _upgrade
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import require_running
 from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtHypervisor
@@ -158,6 +158,7 @@ def main() -> None:
         agent = GuestAgent(domain, hypervisor.clock)
         agent.require("guest-exec", "guest-exec-status")
         _upgrade.require_package_manager(agent)
+        _job.require_idle(agent)
         prediction = _upgrade.predict(agent, hypervisor.clock, options, keep_lists=module.check_mode)
         packages = prediction.changes
         if packages and not module.check_mode:
