@@ -54,4 +54,4 @@ class CallbackModule(CallbackBase):
             self._print(render_summary(fleet["job"], records))
 
     def _print(self, lines: list[str]) -> None:
-        self._display.display("\n".join(["", *lines]))
+        self._display.display("\n".join(lines))
