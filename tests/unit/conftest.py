@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils import _observe, _proc
 from tests.unit.fake_clock import FakeClock
 from tests.unit.fake_hypervisor import FakeHypervisor
 from tests.unit.fake_proc import FakeProc
+from tests.unit.host_agent import HostAgent, host_agent
 
 # Deadlines measure the machine, not the code; a fixed seed makes a failure the next run's failure too.
 settings.register_profile("fleet", deadline=None, derandomize=True, database=None)
@@ -43,3 +45,10 @@ def hypervisor(clock: FakeClock, proc: FakeProc, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(_observe, "find_process", functools.partial(_proc.find_process, proc=proc.path))
     monkeypatch.setattr(_observe, "running_files", functools.partial(_proc.running_files, proc=proc.path))
     return FakeHypervisor(clock, proc, runtime, images)
+
+
+@pytest.fixture
+def host(tmp_path: Path) -> Iterator[HostAgent]:
+    """An agent that really runs its commands, on this machine."""
+    with host_agent(tmp_path / "bin") as agent:
+        yield agent

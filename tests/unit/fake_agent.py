@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import base64
+import itertools
 import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -32,9 +33,7 @@ class Call:
         if self.argv[2:3] != [LAUNCHER]:
             return self.argv
         words = self.argv[6:]
-        if words[0] != "env":
-            return words
-        return words[1 + sum("=" in word for word in words[1:]) :] if words[-1] != "env" else words
+        return list(itertools.dropwhile(lambda word: "=" in word, words[1:])) if words[0] == "env" else words
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
-START = datetime(2026, 3, 1, 2, 0, 0, tzinfo=UTC)
+START = datetime.fromisoformat("2026-03-01T02:00:00+00:00")
 
 
 class FakeClock:

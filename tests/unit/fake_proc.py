@@ -6,9 +6,10 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 
-BOOT_TIME = 1_790_000_000
+BOOT = datetime.fromisoformat("2026-09-21T13:33:20+00:00")
 DELETED = " (deleted)"
 
 
@@ -23,7 +24,7 @@ class FakeProc:
         self.path = directory / "proc"
         self._host = directory / "host"
         self.path.mkdir()
-        (self.path / "stat").write_text(f"cpu  1 2 3 4\nbtime {BOOT_TIME}\nprocesses 9\n", encoding="ascii")
+        (self.path / "stat").write_text(f"cpu  1 2 3 4\nbtime {BOOT.timestamp():.0f}\nprocesses 9\n", encoding="ascii")
 
     def install(self, name: str, content: str = "") -> str:
         """Install or replace a file; returns the path that processes see it at."""

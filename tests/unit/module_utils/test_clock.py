@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import datetime, timedelta
 
 import pytest
 
@@ -64,8 +64,8 @@ def test_a_pause_of_nothing_waits_for_nothing(clock: FakeClock) -> None:
 @pytest.mark.parametrize(
     ("moment", "expected"),
     [
-        (datetime(2026, 3, 1, 2, 0, 12, 999_999, tzinfo=UTC), "2026-03-01T02:00:12Z"),
-        (datetime(2026, 3, 1, 1, 0, tzinfo=timezone(timedelta(hours=2))), "2026-02-28T23:00:00Z"),
+        (datetime.fromisoformat("2026-03-01T02:00:12.999999+00:00"), "2026-03-01T02:00:12Z"),
+        (datetime.fromisoformat("2026-03-01T01:00:00+02:00"), "2026-02-28T23:00:00Z"),
     ],
 )
 def test_times_are_printed_in_utc_to_the_second(moment: datetime, expected: str) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from datetime import UTC, datetime
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -27,7 +27,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._proc import (
     start_ticks,
     version_of,
 )
-from tests.unit.fake_proc import BOOT_TIME, FakeProc
+from tests.unit.fake_proc import BOOT, FakeProc
 
 UUID = "2f8a6c8e-58b4-4a0e-9d0b-0b1d3a7d0c55"
 
@@ -116,7 +116,7 @@ def runtime(tmp_path: Path) -> Path:
 def test_the_process_is_found_through_its_pid_file(proc: FakeProc, runtime: Path, name: str) -> None:
     proc.start(4711, ["/usr/bin/qemu", "-name", f"guest={name}", "-uuid", UUID], "/usr/bin/qemu", ticks=5000)
     (runtime / f"{name}.pid").write_text("4711\n", encoding="ascii")
-    started = datetime.fromtimestamp(BOOT_TIME + 5000 / os.sysconf("SC_CLK_TCK"), UTC)
+    started = BOOT + timedelta(seconds=5000 / os.sysconf("SC_CLK_TCK"))
     assert find_process(name, UUID, runtime, proc.path) == QemuProcess(4711, 5000, started)
 
 
@@ -169,7 +169,7 @@ def test_a_process_that_cannot_be_found_is_said_why(
 # --- what it runs --------------------------------------------------------------------------------
 
 QEMU, SPICE = "usr/bin/qemu-system-x86_64", "usr/lib/libspice.so.1"
-PROCESS = QemuProcess(4711, 5000, datetime(2026, 3, 1, tzinfo=UTC))
+PROCESS = QemuProcess(4711, 5000, BOOT)
 
 
 @pytest.fixture

@@ -1,0 +1,312 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""apt's words: what a simulation, dpkg's records and a failure mean. Recordings are of the named apt's real output."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.kvm.fleet.plugins.module_utils._apt import (
+    UPDATE,
+    Failure,
+    explain,
+    full_upgrade,
+    is_security,
+    parse_records,
+    parse_simulation,
+    private_state,
+    selected_upgrade,
+    unattended,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    FleetError,
+    PackageListsFailed,
+    PackageManagerLocked,
+    PackageStateInterrupted,
+    UpgradeFailed,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._packages import PackageChange, Prediction, changes_between
+
+RECORDINGS = Path(__file__).parent / "recordings"
+
+
+def recorded(name: str) -> str:
+    return (RECORDINGS / f"{name}.txt").read_text(encoding="utf-8")
+
+
+# --- simulations ---------------------------------------------------------------------------------
+
+BASH = PackageChange("bash", "amd64", "5.2.15-2+b7", "5.2.15-2+b8")
+LIBC = PackageChange("libc6", "amd64", "2.36-9+deb12u9", "2.36-9+deb12u10", security=True)
+FOREIGN_LIBC = PackageChange("libc6", "i386", "2.36-9+deb12u9", "2.36-9+deb12u10", security=True)
+LIBSSL = PackageChange("libssl3", "amd64", "3.0.14-1~deb12u1", "3.0.16-1~deb12u1", security=True)
+NEW_KERNEL = PackageChange("linux-image-6.1.0-37-amd64", "amd64", None, "6.1.140-1")
+KERNEL = PackageChange("linux-image-amd64", "amd64", "6.1.137-1", "6.1.140-1")
+OLD_KERNEL = PackageChange("linux-image-6.1.0-35-amd64", "", "6.1.137-1", None)
+OPENSSL = PackageChange("openssl", "amd64", "3.0.14-1~deb12u1", "3.0.16-1~deb12u1", security=True)
+TZDATA = PackageChange("tzdata", "all", "2024b-0+deb12u1", "2025b-0+deb12u1")
+
+SIMULATIONS = [
+    (
+        "apt-2.6-upgrade",
+        Prediction((BASH, LIBC, FOREIGN_LIBC, LIBSSL, NEW_KERNEL, KERNEL, OPENSSL, TZDATA), ("breaker", "held")),
+    ),
+    (
+        "apt-2.6-upgrade-autoremove",
+        Prediction(
+            (NEW_KERNEL, KERNEL, OLD_KERNEL, BASH, LIBC, FOREIGN_LIBC, LIBSSL, OPENSSL, TZDATA), ("breaker", "held")
+        ),
+    ),
+    (
+        "apt-2.6-ubuntu-archives",
+        Prediction((BASH, LIBC, FOREIGN_LIBC, LIBSSL, NEW_KERNEL, KERNEL, OPENSSL, TZDATA), ("breaker", "held")),
+    ),
+    ("apt-2.6-security-only", Prediction((LIBSSL, OPENSSL))),
+    (
+        "apt-2.6-purge",
+        Prediction(
+            (
+                PackageChange("libc6", "", "2.36-9+deb12u9", None),
+                PackageChange("tzdata", "", "2024b-0+deb12u1", None),
+            )
+        ),
+    ),
+    ("apt-2.6-nothing-to-do", Prediction(())),
+]
+
+
+@pytest.mark.parametrize(("recording", "expected"), SIMULATIONS, ids=[name for name, _expected in SIMULATIONS])
+def test_a_recorded_simulation_is_read_whole(recording: str, expected: Prediction) -> None:
+    assert parse_simulation(recorded(recording)) == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("Inst a [1] (2 Debian:12/stable [all])", PackageChange("a", "all", "1", "2")),
+        ("Inst a (2 Debian:12/stable [all])", PackageChange("a", "all", None, "2")),
+        ("Inst a [1] (2 [amd64])", PackageChange("a", "amd64", "1", "2")),
+        ("Inst a [1] (2 My [odd] (label):1/x [amd64])", PackageChange("a", "amd64", "1", "2")),
+        ("Inst a [1:2~rc1-1] (1:2-1 local [all]) []", PackageChange("a", "all", "1:2~rc1-1", "1:2-1")),
+        (
+            "Inst a [1] (2 Ubuntu:24.04/noble-updates, Ubuntu:24.04/noble-security [amd64])",
+            PackageChange("a", "amd64", "1", "2", security=True),
+        ),
+        ("Remv a [1]", PackageChange("a", "", "1", None)),
+        ("Remv a:i386 [1] [b:amd64 ]", PackageChange("a", "", "1", None)),
+        ("Purg a [1]", PackageChange("a", "", "1", None)),
+    ],
+)
+def test_each_form_of_a_line_is_read(line: str, expected: PackageChange) -> None:
+    assert parse_simulation(f"{line}\n").changes == (expected,)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "Conf a (2 Debian:12/stable [all])",
+        " Inst a [1] (2 x [all])",
+        "Instead a [1] (2 x [all])",
+        "Inst a",
+        "Inst a [1] (2 x)",
+        "Remv a",
+        "",
+    ],
+)
+def test_other_lines_are_no_changes(line: str) -> None:
+    assert parse_simulation(f"{line}\n") == Prediction(())
+
+
+def test_kept_back_packages_may_fill_several_lines_and_end_with_them() -> None:
+    output = (
+        "The following packages have been kept back:\n  a b\n  c\nThe following packages will be upgraded:\n  d e\n"
+    )
+    assert parse_simulation(output).kept_back == ("a", "b", "c")
+
+
+@pytest.mark.parametrize(
+    ("origins", "expected"),
+    [
+        ("Debian-Security:12/stable-security", True),
+        ("Debian-Security:13/testing", True),
+        ("Debian:12.9/stable, Debian-Security:12/stable-security", True),
+        ("Ubuntu:24.04/noble-updates, Ubuntu:24.04/noble-security", True),
+        ("Linux Mint:22/wilma-security", True),
+        ("Debian:12.9/stable", False),
+        ("Debian:12-updates/stable-updates", False),
+        ("Ubuntu:24.04/noble-updates", False),
+        ("Not-Debian-Security:12/stable", False),
+        ("Debian-Security-Mirror:12/stable", False),
+        ("Ubuntu:24.04/noble-security-testing", False),
+        ("", False),
+    ],
+)
+def test_a_security_archive_is_told_by_its_label_or_its_suffix(origins: str, expected: bool) -> None:
+    assert is_security(origins) is expected
+
+
+# --- command lines -------------------------------------------------------------------------------
+
+
+def test_new_dependencies_are_installed_and_leftovers_removed_only_when_asked() -> None:
+    assert full_upgrade(autoremove=False) == ("--with-new-pkgs", "upgrade")
+    assert full_upgrade(autoremove=True) == ("--with-new-pkgs", "--autoremove", "upgrade")
+
+
+@pytest.mark.parametrize(("autoremove", "first"), [(False, ()), (True, ("--autoremove",))])
+def test_selected_packages_are_pinned_to_their_versions_and_removals_are_not_asked_for(
+    autoremove: bool, first: tuple[str, ...]
+) -> None:
+    arguments = selected_upgrade([OPENSSL, OLD_KERNEL, LIBSSL], autoremove=autoremove)
+    pinned = ("openssl=3.0.16-1~deb12u1", "libssl3=3.0.16-1~deb12u1")
+    assert arguments == (*first, "install", "--only-upgrade", *pinned)
+
+
+def test_an_unattended_run_waits_for_the_lock_and_keeps_changed_configuration_files() -> None:
+    assert unattended(90) == (
+        *("-y", "-o", "DPkg::Lock::Timeout=90"),
+        *("-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold"),
+    )
+
+
+def test_a_failed_repository_fails_the_update() -> None:
+    assert "APT::Update::Error-Mode=any" in UPDATE
+
+
+def test_a_simulation_writes_only_below_its_own_directory() -> None:
+    assert private_state("/var/tmp/x") == (
+        *("-c", "/var/tmp/x/apt.conf"),
+        *("-o", "Dir::State::Lists=/var/tmp/x/lists", "-o", "Dir::Cache=/var/tmp/x/cache"),
+    )
+
+
+# --- records -------------------------------------------------------------------------------------
+
+
+def test_only_installed_packages_are_on_record() -> None:
+    lines = [
+        "bash\tamd64\t5.2.15-2+b7\tinstalled",
+        "libc6\tamd64\t2.36-9\tinstalled",
+        "libc6\ti386\t2.36-9\tinstalled",
+        "gone\tall\t1.0\tconfig-files",
+        "half\tall\t1.0\thalf-configured",
+        "dpkg-query: warning: something",
+        "too\tmany\tfields\tinstalled\there",
+        "",
+    ]
+    assert parse_records(lines) == {
+        ("bash", "amd64"): "5.2.15-2+b7",
+        ("libc6", "amd64"): "2.36-9",
+        ("libc6", "i386"): "2.36-9",
+    }
+
+
+def test_what_changed_is_the_difference_of_the_records() -> None:
+    before = {("a", "all"): "1", ("b", "amd64"): "1", ("b", "i386"): "1", ("c", "all"): "1", ("same", "all"): "1"}
+    after = {("a", "all"): "2", ("b", "amd64"): "1", ("b", "i386"): "2", ("d", "all"): "1", ("same", "all"): "1"}
+    assert changes_between(before, after, {"b", "d"}) == (
+        PackageChange("a", "all", "1", "2"),
+        PackageChange("b", "i386", "1", "2", security=True),
+        PackageChange("c", "all", "1", None),
+        PackageChange("d", "all", None, "1", security=True),
+    )
+
+
+def test_the_same_records_are_no_change() -> None:
+    assert changes_between({("a", "all"): "1"}, {("a", "all"): "1"}, {"a"}) == ()
+
+
+# --- failures ------------------------------------------------------------------------------------
+
+BROKEN_PACKAGE = """\
+Setting up lab-broken:amd64 (2.0) ...
+postinst: no
+dpkg: error processing package lab-broken:amd64 (--configure):
+ installed lab-broken package post-installation script subprocess returned error exit status 1
+dpkg: error processing archive /tmp/apt-dpkg-install-x1/4-lab-config_1.1_all.deb (--unpack):
+ trying to overwrite '/etc/lab', which is also in package lab-app 1.0
+dpkg: error processing archive /var/cache/apt/archives/lab-app_2.0_all.deb (--unpack):
+ unable to sync
+Errors were encountered while processing:
+ lab-broken
+E: Sub-process /usr/bin/dpkg returned an error code (1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind", "message"),
+    [
+        (
+            Failure("update", 100, recorded("apt-2.6-update-locked")),
+            PackageManagerLocked,
+            "/var/lib/apt/lists/lock is locked by process 4242 (unattended-upgr) in the guest",
+        ),
+        (
+            Failure("upgrade", 100, "E: Could not get lock /var/lib/dpkg/lock - open (11: Resource unavailable)\n"),
+            PackageManagerLocked,
+            "/var/lib/dpkg/lock is locked in the guest",
+        ),
+        (
+            Failure("upgrade", 100, recorded("apt-2.6-interrupted")),
+            PackageStateInterrupted,
+            "an earlier package operation in the guest was interrupted",
+        ),
+        (
+            Failure("update", 100, recorded("apt-2.6-update-unreachable")),
+            PackageListsFailed,
+            (
+                "apt-get update failed in the guest: E: Failed to fetch http://127.0.0.1:9/main/./InRelease  "
+                "Could not connect to 127.0.0.1:9 (127.0.0.1). - connect (111: Connection refused)"
+            ),
+        ),
+        (
+            Failure("upgrade", 100, BROKEN_PACKAGE),
+            UpgradeFailed,
+            (
+                "apt-get upgrade failed in the guest at lab-app, lab-broken, lab-config: "
+                "E: Sub-process /usr/bin/dpkg returned an error code (1)"
+            ),
+        ),
+        (
+            Failure("upgrade", 100, "E: You don't have enough free space in /var/cache/apt/archives/.\n"),
+            UpgradeFailed,
+            "apt-get upgrade failed in the guest: E: You don't have enough free space in /var/cache/apt/archives/.",
+        ),
+        (
+            Failure("upgrade", 1, "something\nlast words\n"),
+            UpgradeFailed,
+            "apt-get upgrade failed in the guest: last words",
+        ),
+        (Failure("update", None, ""), PackageListsFailed, "apt-get update failed in the guest: it printed nothing"),
+    ],
+    ids=["lists locked", "old wording", "interrupted", "unreachable", "broken", "disk full", "no E:", "silent"],
+)
+def test_a_failure_becomes_the_error_behind_it(failure: Failure, kind: type[FleetError], message: str) -> None:
+    error = explain(failure)
+    assert type(error) is kind
+    assert error.message == message
+    assert error.evidence["exit_code"] == failure.exit_code
+    assert error.evidence["output"] == failure.output.splitlines()[-20:]
+
+
+def test_a_lock_is_reported_with_its_holder() -> None:
+    evidence = explain(Failure("update", 100, recorded("apt-2.6-update-locked"))).evidence
+    assert (evidence["lock"], evidence["holder_pid"], evidence["holder"]) == (
+        *("/var/lib/apt/lists/lock", "4242", "unattended-upgr"),
+    )
+
+
+def test_broken_packages_are_evidence() -> None:
+    assert explain(Failure("upgrade", 100, BROKEN_PACKAGE)).evidence["packages"] == [
+        *("lab-app", "lab-broken", "lab-config"),
+    ]
+
+
+def test_a_lock_that_was_waited_for_in_vain_is_a_lock() -> None:
+    error = explain(Failure("upgrade", 100, recorded("apt-2.6-upgrade-locked")))
+    assert isinstance(error, PackageManagerLocked)
+    assert error.evidence["lock"] == "/var/lib/dpkg/lock-frontend"

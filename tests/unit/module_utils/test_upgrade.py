@@ -1,0 +1,347 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Upgrades: what runs in the guest, under the real shell with made-up package managers, and what is read from it."""
+
+from __future__ import annotations
+
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.kvm.fleet.plugins.module_utils import _job, _upgrade
+from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
+from ansible_collections.kvm.fleet.plugins.module_utils._apt import RECORDS_FORMAT
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import SystemClock
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    GuestUnsupported,
+    PackageListsFailed,
+    PackageManagerLocked,
+    PackageManagerUnknown,
+    UpgradeFailed,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._packages import PackageChange, Prediction
+from ansible_collections.kvm.fleet.plugins.module_utils._upgrade import (
+    UpgradeOptions,
+    predict,
+    require_package_manager,
+    upgrade,
+)
+from tests.unit.fake_agent import Call, Ending, FakeAgent, in_turn
+from tests.unit.fake_clock import FakeClock
+from tests.unit.host_agent import HostAgent
+
+# --- the script that upgrades, under the real shell ----------------------------------------------
+
+
+@dataclass
+class Guest:
+    """A guest whose package database is a file, and whose job has a directory."""
+
+    host: HostAgent
+    database: Path
+    directory: Path
+
+    def run(self, *command: str, clean: str = "no") -> None:
+        """Run the job as its unit does."""
+        subprocess.run(
+            ["/bin/sh", "-s", str(self.directory), clean, *command],
+            input=_upgrade._SCRIPT,
+            text=True,
+            env={"PATH": f"{self.host.path}:/usr/bin:/bin"},
+            check=False,
+        )
+
+    def file(self, name: str) -> str:
+        return (self.directory / name).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def guest(host: HostAgent, tmp_path: Path) -> Guest:
+    guest = Guest(host, tmp_path / "database", tmp_path / "job")
+    guest.directory.mkdir()
+    guest.database.write_text("bash\tamd64\t1\tinstalled\n", encoding="utf-8")
+    host.install("dpkg-query", f"[ \"$*\" = '-W -f={RECORDS_FORMAT}' ] && cat {guest.database}\n")
+    host.install(
+        "apt-get",
+        f'echo "$*" >>{tmp_path}/apt-calls\n'
+        f'[ "$1" = clean ] && exit 0\n'
+        f"printf 'bash\\tamd64\\t2\\tinstalled\\n' >{guest.database}\n"
+        f'echo "upgrading $LC_ALL $DEBIAN_FRONTEND $NEEDRESTART_SUSPEND"; echo warning >&2; cat\n',
+    )
+    return guest
+
+
+def test_an_upgrade_leaves_records_from_before_and_after_its_log_and_its_exit_code(guest: Guest) -> None:
+    guest.run("apt-get", "-y", "upgrade")
+    assert {path.name for path in guest.directory.iterdir()} == {"before", "after", "log", "exit"}
+    assert guest.file("before") == "bash\tamd64\t1\tinstalled\n"
+    assert guest.file("after") == "bash\tamd64\t2\tinstalled\n"
+    assert guest.file("log") == "upgrading C noninteractive 1\nwarning\n"
+    assert guest.file("exit") == "0\n"
+
+
+def test_a_failed_upgrade_leaves_the_same_and_its_own_exit_code(guest: Guest) -> None:
+    guest.host.install("apt-get", f"printf 'bash\\tamd64\\t2\\thalf-configured\\n' >{guest.database}; exit 100\n")
+    guest.run("apt-get", "-y", "upgrade", clean="yes")
+    assert guest.file("after") == "bash\tamd64\t2\thalf-configured\n"
+    assert guest.file("exit") == "100\n"
+
+
+def test_arguments_reach_the_package_manager_as_they_were_given(guest: Guest, tmp_path: Path) -> None:
+    guest.host.install("apt-get", f'for word; do echo "<$word>"; done >{tmp_path}/words\n')
+    guest.run("apt-get", "-o", "Dpkg::Options::=--force-confold", "a b", "$(id)", "*")
+    assert (tmp_path / "words").read_text(encoding="utf-8") == (
+        "<-o>\n<Dpkg::Options::=--force-confold>\n<a b>\n<$(id)>\n<*>\n"
+    )
+
+
+@pytest.mark.parametrize(("clean", "calls"), [("no", "-y upgrade\n"), ("yes", "-y upgrade\nclean\n")])
+def test_the_cache_is_emptied_only_when_asked(guest: Guest, tmp_path: Path, clean: str, calls: str) -> None:
+    guest.run("apt-get", "-y", "upgrade", clean=clean)
+    assert (tmp_path / "apt-calls").read_text(encoding="utf-8") == calls
+
+
+def test_without_its_directory_nothing_is_upgraded(guest: Guest, tmp_path: Path) -> None:
+    guest.directory.rmdir()
+    guest.run("apt-get", "-y", "upgrade")
+    assert not (tmp_path / "apt-calls").exists()
+
+
+# --- predictions ---------------------------------------------------------------------------------
+
+SIMULATED = b"""\
+Inst bash [1] (2 Debian:12/stable [amd64])
+Inst libssl3 [1] (2 Debian-Security:12/stable-security [amd64])
+"""
+BASH = PackageChange("bash", "amd64", "1", "2")
+LIBSSL = PackageChange("libssl3", "amd64", "1", "2", security=True)
+
+
+class AptGuest:
+    """A guest with apt, whose lists are locked for so many tries."""
+
+    def __init__(self, clock: FakeClock, *, simulated: bytes = SIMULATED, locked_for: int = 0) -> None:
+        self.agent = FakeAgent(clock, self._program)
+        self.port = GuestAgent(self.agent, clock)
+        self.locked_for = locked_for
+        self.update = Ending()
+        self.made = Ending(stdout=b"/var/tmp/kvm-fleet.abcdefgh\n")
+        self._simulated = simulated
+
+    def _program(self, call: Call) -> Ending:
+        if call.command[0] == "/bin/sh":
+            return self.made
+        if call.command[0] == "rm":
+            return Ending()
+        if "--simulate" in call.command:
+            wanted = [line for line in self._simulated.splitlines(keepends=True) if self._asked_for(call, line)]
+            return Ending(stdout=b"".join(wanted))
+        if self.locked_for:
+            self.locked_for -= 1
+            return Ending(100, stderr=b"E: Could not get lock /var/lib/apt/lists/lock. It is held by process 7 (apt)\n")
+        return self.update
+
+    def _asked_for(self, call: Call, line: bytes) -> bool:
+        name = line.split()[1].decode()
+        return "install" not in call.command or any(word.startswith(f"{name}=") for word in call.command)
+
+    @property
+    def commands(self) -> list[str]:
+        return [" ".join(call.command) for call in self.agent.calls]
+
+
+UPDATE = "apt-get -o APT::Update::Error-Mode=any update"
+
+
+def test_a_prediction_is_made_from_fresh_lists(clock: FakeClock) -> None:
+    guest = AptGuest(clock)
+    prediction = predict(guest.port, clock, UpgradeOptions(autoremove=True), keep_lists=False)
+    assert prediction == Prediction((BASH, LIBSSL))
+    assert guest.commands == [UPDATE, "apt-get --simulate --with-new-pkgs --autoremove upgrade"]
+
+
+def test_a_prediction_of_security_updates_simulates_just_these(clock: FakeClock) -> None:
+    guest = AptGuest(clock)
+    prediction = predict(guest.port, clock, UpgradeOptions(security_only=True), keep_lists=False)
+    assert prediction == Prediction((LIBSSL,))
+    assert guest.commands[2:] == ["apt-get --simulate install --only-upgrade libssl3=2"]
+
+
+def test_where_no_update_is_a_security_update_nothing_is_predicted(clock: FakeClock) -> None:
+    guest = AptGuest(clock, simulated=SIMULATED.splitlines(keepends=True)[0])
+    assert predict(guest.port, clock, UpgradeOptions(security_only=True), keep_lists=False) == Prediction(())
+
+
+def test_the_guests_own_lists_stay_as_they_are_when_asked(clock: FakeClock) -> None:
+    guest = AptGuest(clock)
+    predict(guest.port, clock, UpgradeOptions(), keep_lists=True)
+    directory = "/var/tmp/kvm-fleet.abcdefgh"
+    private = f"-c {directory}/apt.conf -o Dir::State::Lists={directory}/lists -o Dir::Cache={directory}/cache"
+    assert guest.commands[1:] == [
+        f"apt-get {private} -o APT::Update::Error-Mode=any update",
+        f"apt-get --simulate {private} --with-new-pkgs upgrade",
+        f"rm -rf -- {directory}",
+    ]
+
+
+def test_the_private_lists_are_removed_after_a_failure_too(clock: FakeClock) -> None:
+    guest = AptGuest(clock)
+    guest.update = Ending(100, stderr=b"E: Failed to fetch http://x/InRelease\n")
+    with pytest.raises(PackageListsFailed):
+        predict(guest.port, clock, UpgradeOptions(), keep_lists=True)
+    assert guest.commands[-1] == "rm -rf -- /var/tmp/kvm-fleet.abcdefgh"
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        Ending(1, stderr=b"mktemp: No space left on device\n"),
+        Ending(0, stdout=b"/etc\n"),
+        Ending(0, stdout=b""),
+        Ending(None, signal=9, stdout=b"/var/tmp/kvm-fleet.abcdefgh\n"),
+    ],
+)
+def test_a_directory_that_was_not_made_is_neither_used_nor_removed(clock: FakeClock, made: Ending) -> None:
+    guest = AptGuest(clock)
+    guest.made = made
+    with pytest.raises(GuestUnsupported, match="no directory for a simulation could be made"):
+        predict(guest.port, clock, UpgradeOptions(), keep_lists=True)
+    assert len(guest.commands) == 1
+
+
+@pytest.mark.parametrize(("retries", "locked_for", "pauses"), [(3, 3, 3), (3, 1, 1), (0, 0, 0)])
+def test_a_lock_is_tried_again_as_often_as_asked(clock: FakeClock, retries: int, locked_for: int, pauses: int) -> None:
+    guest = AptGuest(clock, locked_for=locked_for)
+    options = UpgradeOptions(lock_retries=retries, lock_delay=30)
+    assert predict(guest.port, clock, options, keep_lists=False).changes == (BASH, LIBSSL)
+    assert clock.waits == [30] * pauses
+
+
+@pytest.mark.parametrize("retries", [0, 2])
+def test_a_lock_that_stays_is_reported_after_the_last_try(clock: FakeClock, retries: int) -> None:
+    guest = AptGuest(clock, locked_for=99)
+    with pytest.raises(PackageManagerLocked, match=r"is locked by process 7 \(apt\)"):
+        predict(guest.port, clock, UpgradeOptions(lock_retries=retries), keep_lists=False)
+    assert len(guest.commands) == retries + 1
+
+
+def test_what_is_no_lock_is_not_tried_again(clock: FakeClock) -> None:
+    guest = AptGuest(clock)
+    guest.update = Ending(100, stderr=b"E: The repository has no Release file\n")
+    with pytest.raises(PackageListsFailed):
+        predict(guest.port, clock, UpgradeOptions(), keep_lists=False)
+    assert guest.commands == [UPDATE]
+
+
+def test_the_private_directory_really_is_made_and_removed(host: HostAgent) -> None:
+    """Under the real shell: apt is told of a directory that it can use, which is gone afterwards."""
+    host.install(
+        "apt-get",
+        'while [ "$1" != -c ]; do shift; done; conf=$2; directory=${conf%/*}\n'
+        '[ -s "$conf" ] && [ -d "$directory/lists/partial" ] || exit 100\n'
+        'echo "Inst witness (1 $directory [all])"\n',
+    )
+    [change] = predict(GuestAgent(host, SystemClock()), SystemClock(), UpgradeOptions(), keep_lists=True).changes
+    assert change.name == "witness"
+    assert not list(Path("/var/tmp").glob("kvm-fleet.*"))
+
+
+# --- package managers ----------------------------------------------------------------------------
+
+
+def test_a_guest_with_apt_is_accepted(clock: FakeClock) -> None:
+    require_package_manager(GuestAgent(FakeAgent(clock), clock))
+
+
+@pytest.mark.parametrize(("told", "system"), [(b"centos\n", "centos"), (b"", "unknown")])
+def test_another_package_manager_is_refused_by_the_systems_name(clock: FakeClock, told: bytes, system: str) -> None:
+    agent = FakeAgent(clock, in_turn([Ending(1, stdout=told)]))
+    with pytest.raises(PackageManagerUnknown) as raised:
+        require_package_manager(GuestAgent(agent, clock))
+    assert raised.value.message == (
+        f"the guest (os-release: {system}) has no package manager that is known here; apt is"
+    )
+
+
+# --- the whole upgrade ---------------------------------------------------------------------------
+
+
+BEFORE = b"before\tbash\tamd64\t1\tinstalled\nbefore\tssl\tamd64\t1\tinstalled\n"
+
+
+class UpgradingGuest:
+    """A guest that accepts the job and tells how it ended. The calls of each kind are in ``asked``."""
+
+    def __init__(self, clock: FakeClock, exit_code: int, after: bytes, log: bytes = b"") -> None:
+        self.agent = FakeAgent(clock, self._program)
+        self.port = GuestAgent(self.agent, clock)
+        self.removed = False
+        self.job: list[str] = []
+        self._exit_code, self._after, self._log = exit_code, after, log
+
+    def _program(self, call: Call) -> Ending:
+        if call.stdin:
+            self.job = call.command[6:]
+            assert call.stdin.decode() == _upgrade._SCRIPT
+            return Ending()
+        match call.command:
+            case ["tail", *_rest]:
+                return Ending(stdout=self._log)
+            case ["rm", *_rest]:
+                self.removed = True
+                return Ending()
+            case [*_start, "before", "after"]:
+                return Ending(
+                    stdout=b"before\tbash\tamd64\t1\tinstalled\nbefore\tssl\tamd64\t1\tinstalled\n" + self._after
+                )
+        assert call.command[2] == _job._LOOK
+        return Ending(stdout=f"ended {self._exit_code}\n".encode())
+
+
+PREDICTED = Prediction((BASH, PackageChange("ssl", "amd64", "1", "2", security=True)))
+
+
+@pytest.mark.parametrize(
+    ("options", "job"),
+    [
+        (UpgradeOptions(), ["no", "apt-get", "--with-new-pkgs", "upgrade"]),
+        (UpgradeOptions(autoremove=True, clean=True), ["yes", "apt-get", "--with-new-pkgs", "--autoremove", "upgrade"]),
+        (UpgradeOptions(security_only=True), ["no", "apt-get", "install", "--only-upgrade", "ssl=2"]),
+    ],
+)
+def test_what_was_predicted_is_carried_out_as_one_job(
+    clock: FakeClock, options: UpgradeOptions, job: list[str]
+) -> None:
+    guest = UpgradingGuest(clock, 0, b"")
+    upgrade(guest.port, clock, PREDICTED, options)
+    clean, program, *arguments = guest.job
+    assert "DPkg::Lock::Timeout=90" in arguments
+    assert [clean, program, *arguments[7:]] == job
+
+
+def test_what_changed_is_told_by_the_records_and_the_job_is_removed(clock: FakeClock) -> None:
+    guest = UpgradingGuest(clock, 0, b"after\tbash\tamd64\t1\tinstalled\nafter\tssl\tamd64\t2\tinstalled\n")
+    assert upgrade(guest.port, clock, PREDICTED, UpgradeOptions()) == (
+        PackageChange("ssl", "amd64", "1", "2", security=True),
+    )
+    assert guest.removed
+
+
+def test_a_failed_upgrade_tells_what_had_changed_and_keeps_the_job(clock: FakeClock) -> None:
+    after = b"after\tbash\tamd64\t2\tinstalled\nafter\tssl\tamd64\t1\tinstalled\n"
+    log = (
+        b"dpkg: error processing package ssl (--configure):\nE: Sub-process /usr/bin/dpkg returned an error code (1)\n"
+    )
+    guest = UpgradingGuest(clock, 100, after, log)
+    with pytest.raises(UpgradeFailed) as raised:
+        upgrade(guest.port, clock, PREDICTED, UpgradeOptions())
+    evidence = raised.value.evidence
+    assert evidence["packages"] == ["ssl"]
+    assert evidence["exit_code"] == 100
+    assert evidence["changes"] == [{"name": "bash", "arch": "amd64", "old": "1", "new": "2", "security": False}]
+    assert str(evidence["directory"]).startswith("/var/lib/kvm-fleet/20260301T0200")
+    assert not guest.removed
