@@ -124,7 +124,13 @@ def parse_records(lines: Iterable[str]) -> dict[tuple[str, str], str]:
     return records
 
 
-_LOCKED = re.compile(r"Could not get lock (\S+?)\.?(?: It is held by process (\d+) \(([^)]*)\))?(?:$|\s)", re.MULTILINE)
+# Only an error tells that the lock was not got: a line without 'E:' says that apt waited for it, maybe with success.
+_LOCKED = re.compile(
+    r"^E: (?:Could not get lock|Unable to acquire the dpkg frontend lock|Unable to lock)", re.MULTILINE
+)
+_HOLDER = re.compile(
+    r"Could not get lock (\S+?)\.?(?: It is held by process (\d+) \(([^)]*)\))?(?:\.\.\.| - .*)?$", re.MULTILINE
+)
 _BROKEN_PACKAGE = re.compile(r"dpkg: error processing (?:package|archive) (\S+)")
 
 
@@ -139,15 +145,14 @@ class Failure(NamedTuple):
 def explain(failure: Failure) -> FleetError:
     """The typed error behind a failed apt-get, from its output in the C locale."""
     evidence: dict[str, object] = {"exit_code": failure.exit_code, "output": list(last_lines(failure.output))}
-    locked = _LOCKED.search(failure.output)
-    if locked:
-        path, pid, program = locked.groups()
+    if _LOCKED.search(failure.output):
+        path, pid, program = ([*_HOLDER.findall(failure.output), ("the package manager", "", "")])[0]
         holder = f" by process {pid} ({program})" if pid else ""
         return PackageManagerLocked(
             f"{path} is locked{holder} in the guest",
             remedy="Let the other package manager finish and run again; more or longer retries wait for it "
             "(lock_retries, lock_delay).",
-            evidence={**evidence, "lock": path, "holder_pid": pid, "holder": program},
+            evidence={**evidence, "lock": path, "holder_pid": pid or None, "holder": program or None},
         )
     if "dpkg was interrupted" in failure.output:
         return PackageStateInterrupted(

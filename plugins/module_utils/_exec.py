@@ -125,13 +125,13 @@ def run_command(agent: GuestAgent, command: Command) -> Outcome:
     return _outcome(finished, command.max_output)
 
 
-# Says 'ended' only when the process is gone: a pid that is still listed is a child that SIGKILL could not end.
+# Succeeds only when the whole process group is gone. It has no '--' before it, since Debian's dash knows none there.
 _END_GROUP = """\
-kill -TERM -- "-$1" 2>/dev/null
-for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 -- "-$1" 2>/dev/null || break; sleep 0.5; done
-kill -KILL -- "-$1" 2>/dev/null
+kill -TERM "-$1" 2>/dev/null
+for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 "-$1" 2>/dev/null || break; sleep 0.5; done
+kill -KILL "-$1" 2>/dev/null
 sleep 0.2
-! kill -0 -- "-$1" 2>/dev/null
+! kill -0 "-$1" 2>/dev/null
 """
 
 

@@ -310,3 +310,8 @@ def test_a_lock_that_was_waited_for_in_vain_is_a_lock() -> None:
     error = explain(Failure("upgrade", 100, recorded("apt-2.6-upgrade-locked")))
     assert isinstance(error, PackageManagerLocked)
     assert error.evidence["lock"] == "/var/lib/dpkg/lock-frontend"
+
+
+def test_a_lock_that_was_waited_for_and_got_is_not_what_failed() -> None:
+    error = explain(Failure("upgrade", 100, recorded("apt-2.6-waited-for-lock-then-failed")))
+    assert isinstance(error, UpgradeFailed)

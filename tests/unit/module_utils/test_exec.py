@@ -223,7 +223,6 @@ def alive(pid: int) -> bool:
         return False
 
 
-@pytest.mark.xfail(reason="dash's kill takes no '--' before a process group", strict=True)
 def test_at_the_deadline_the_command_and_its_children_are_ended(guest: GuestAgent, tmp_path: Path) -> None:
     pids = tmp_path / "pids"
     text = f"sleep 600 & echo $$ $! >{pids}; wait"
@@ -232,7 +231,6 @@ def test_at_the_deadline_the_command_and_its_children_are_ended(guest: GuestAgen
     assert [alive(int(pid)) for pid in pids.read_text(encoding="utf-8").split()] == [False, False]
 
 
-@pytest.mark.xfail(reason="dash's kill takes no '--' before a process group", strict=True)
 def test_a_command_that_ignores_sigterm_is_ended_all_the_same(
     guest: GuestAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
