@@ -1,0 +1,100 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a guest really is at one moment, by means that are not the collection's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from lab import drift
+from lab.guests import PRISTINE
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from lab.guests import Guest
+    from lab.process import Process
+
+# Prints one line a fact, its name first. 'files' are those that an upgrade, or a simulation that is none, may touch:
+# names, sizes, times and contents.
+_LOOK = """\
+set -e
+hash() { sha256sum | cut -d ' ' -f 1; }
+echo "boot_id $(cat /proc/sys/kernel/random/boot_id)"
+echo "agent $(systemctl show --property MainPID --value qemu-guest-agent.service)"
+where='/etc /var/lib/apt /var/lib/dpkg /var/cache/apt /usr/share/lab-app'
+echo "files $( (find $where -printf '%p %s %T@ %C@\\n'; find $where -type f -exec cat {} +) | hash)"
+for path in /var/tmp/* /tmp/* /run/kvm-fleet* /var/lib/kvm-fleet/*; do
+  case $path in
+    *'*' | */systemd-private-*) ;;
+    *) echo "left $path" ;;
+  esac
+done
+"""
+
+
+@dataclass(frozen=True)
+class Look:
+    """One running guest at one moment. `files` changes when anything does that an upgrade may touch."""
+
+    process: Process
+    drifted: bool
+    boot_id: str
+    agent_pid: str
+    files: str
+    left: tuple[str, ...]
+    packages: Mapping[str, str]
+    snapshots: tuple[str, ...]
+
+
+def look(guest: Guest) -> Look:
+    """Look at a running guest."""
+    process, drifted = guest.process(), guest.drifted()
+    assert process is not None
+    assert drifted is not None
+    said = [line.partition(" ") for line in guest.output("/bin/sh", "-c", _LOOK).splitlines()]
+    facts = {name: value for name, _space, value in said if name != "left"}
+    return Look(
+        process=process,
+        drifted=drifted,
+        boot_id=facts["boot_id"],
+        agent_pid=facts["agent"],
+        files=facts["files"],
+        left=tuple(value for name, _space, value in said if name == "left"),
+        packages=guest.package_versions(),
+        snapshots=snapshots(guest),
+    )
+
+
+def snapshots(guest: Guest) -> tuple[str, ...]:
+    """The names of all snapshots that a guest has, but for the lab's own."""
+    return tuple(sorted(name for name in guest.domain.snapshotListNames() if name != PRISTINE))
+
+
+def make_fresh(guest: Guest, *, drifted: bool = False) -> None:
+    """Put a guest back to how it first came up, and make its QEMU outdated if asked to."""
+    for name in snapshots(guest):
+        guest.domain.snapshotLookupByName(name).delete()
+    guest.reset()
+    if drifted:
+        drift.replace_emulator(guest)
+
+
+def stop_agent(guest: Guest) -> None:
+    """Have the agent in a guest fall silent; nothing but `make_fresh` wakes it."""
+    guest.output(
+        *("/usr/bin/systemd-run", "--collect", "--on-active=100ms"),
+        *("/usr/bin/systemctl", "stop", "qemu-guest-agent.service"),
+    )
+    while guest.answers():
+        pass
+
+
+def break_package(guest: Guest, package: str) -> None:
+    """Make dpkg fail when it upgrades this package in a guest."""
+    script = f"/var/lib/dpkg/info/{package}.prerm"
+    guest.write_file(script, b"#!/bin/sh\necho broken on purpose >&2\nexit 1\n")
+    guest.output("/bin/chmod", "755", script)
