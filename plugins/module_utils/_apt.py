@@ -67,8 +67,20 @@ def selected_upgrade(changes: Iterable[PackageChange], *, autoremove: bool) -> t
 
 
 def unattended(lock_timeout: float) -> tuple[str, ...]:
-    """Options for a run that nobody watches. dpkg's lock is waited for inside apt, for so many seconds."""
-    return ("-y", "-o", f"DPkg::Lock::Timeout={lock_timeout:g}", *_NO_QUESTIONS)
+    """Options for a run that nobody watches.
+
+    dpkg's lock is waited for inside apt, for so many seconds. How far it has come goes to file descriptor 3.
+    """
+    plain_log = ("-q", "-o", "Dpkg::Use-Pty=0")  # no percentages that overwrite each other
+    return ("-y", *plain_log, "-o", f"DPkg::Lock::Timeout={lock_timeout:g}", "-o", "APT::Status-Fd=3", *_NO_QUESTIONS)
+
+
+# $1: seconds to wait for dpkg's lock.
+REPAIR = """\
+dpkg --force-confdef --force-confold --configure -a &&
+apt-get -y -o "DPkg::Lock::Timeout=$1" -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold -f install
+"""
+"""A script that finishes what an interrupted package operation has left half done."""
 
 
 _INSTALL = re.compile(r"Inst (\S+) (?:\[([^\]]+)\] )?\((\S+) (.*?)\s*\[([^\]]+)\]\)")

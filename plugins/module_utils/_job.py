@@ -2,29 +2,29 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Long work in a guest, as a systemd unit of its own.
+"""Long work in a guest, as a systemd unit of its own that keeps a journal.
 
 A child of the guest agent dies when the agent is restarted, and upgrading qemu-guest-agent restarts it. A unit does
-not, and it leaves its log and its exit code in a directory of the guest, where they wait for whoever asks.
+not. Its journal is a directory of the guest, in one place for all runs, so that whoever comes next finds what the last
+run left: a job that still runs, one that has ended and that nobody asked for its result, or one that was cut off.
 """
 
 from __future__ import annotations
 
 import re
-import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime
+from enum import Enum
 
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import Clock, Deadline, ticks
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    AgentProtocolError,
     AgentSilent,
     CommandKilled,
     CommandResultLost,
     CommandTimeout,
     GuestUnsupported,
-    UpgradeInterrupted,
     UpgradeRunning,
     UpgradeTimeout,
 )
@@ -33,72 +33,79 @@ from ansible_collections.kvm.fleet.plugins.module_utils._exec import Command, ou
 UNIT = "kvm-fleet-upgrade.service"
 """One name for all runs: systemd itself then refuses to run two upgrades in one guest."""
 
-DIRECTORY = "/var/lib/kvm-fleet"
+JOURNAL = "/var/lib/kvm-fleet/upgrade"
 
 STEP_TIMEOUT = 120
 """Seconds that a short look at the job may take, on a guest that is busy unpacking."""
 
+
+class JobState(str, Enum):
+    """What the journal and the unit say together."""
+
+    NONE = "none"
+    """There is no journal: no job was started since the last one was finished with."""
+    RUNNING = "running"
+    ENDED = "ended"
+    """The job has left its exit code, and nobody has finished with it."""
+    CUT_OFF = "cut_off"
+    """The unit is gone and left no exit code: it was killed, or the guest went down under it."""
+
+
+@dataclass(frozen=True)
+class JobLook:
+    """One look at the job. ``exit_code`` is set once it has ended; ``progress`` is the last that it told of itself."""
+
+    state: JobState
+    exit_code: int | None = None
+    progress: str = ""
+
+
 _NO_SYSTEMD = 95
 _ALREADY_RUNNING = 96
 
-# $1: the job's directory, $2: the unit; the rest is the job's command. The job's script comes on standard input.
+# $1: the journal, $2: the unit; the rest is the job's command. The job's script comes on standard input. 'before' stays
+# from an earlier job that was not finished with: it is the state that everything is compared with in the end.
 _START = f"""\
-directory=$1 unit=$2; shift 2
+journal=$1 unit=$2; shift 2
 [ -d /run/systemd/system ] || exit {_NO_SYSTEMD}
 systemctl is-active --quiet "$unit" && exit {_ALREADY_RUNNING}
 umask 077
-mkdir -p "$directory" && cat >"$directory/job" || exit 1
+mkdir -p "$journal" && rm -f "$journal/exit" "$journal/progress" && cat >"$journal/job" || exit 1
 systemd-run --quiet --collect --unit="$unit" --description="kvm.fleet: upgrade of packages" \
-  /bin/sh "$directory/job" "$directory" "$@"
+  /bin/sh "$journal/job" "$journal" "$@"
 code=$?
 [ "$code" -ne 0 ] && systemctl is-active --quiet "$unit" && exit {_ALREADY_RUNNING}
 exit "$code"
 """
 
-# The unit is looked at before the exit code, or a job that ends in between would seem to have vanished.
+# The unit is looked at before the exit code, or a job that ends in between would seem to have been cut off.
 _LOOK = """\
-active=gone
-systemctl is-active --quiet "$2" && active=running
-if [ -e "$1/exit" ]; then echo "ended $(cat "$1/exit")"; else echo "$active"; fi
+active=no
+systemctl is-active --quiet "$2" && active=yes
+if [ ! -e "$1/job" ]; then echo none
+elif [ -e "$1/exit" ]; then echo "ended $(cat "$1/exit")"
+elif [ "$active" = yes ]; then echo running
+else echo cut_off
+fi
+[ ! -e "$1/progress" ] || tail -n 1 "$1/progress"
 """
 
 
-@dataclass(frozen=True)
-class Job:
-    """A job in a guest, by the directory that it keeps there."""
-
-    directory: str
-
-
-def new_job(now: datetime) -> Job:
-    return Job(f"{DIRECTORY}/{now:%Y%m%dT%H%M%SZ}-{secrets.token_hex(4)}")
-
-
-def require_idle(agent: GuestAgent) -> None:
-    """Raise UpgradeRunning while an upgrade that was started earlier still runs in the guest."""
-    if run_command(agent, Command(("systemctl", "is-active", "--quiet", UNIT), timeout=STEP_TIMEOUT)).exit_code == 0:
-        raise _running()
-
-
-def _running() -> UpgradeRunning:
-    return UpgradeRunning(
-        f"an upgrade started earlier still runs in the guest as {UNIT}",
-        remedy=f"Wait until it has ended ('systemctl status {UNIT}' in the guest) and run again.",
-    )
-
-
-def start(agent: GuestAgent, job: Job, script: str, arguments: Sequence[str]) -> None:
+def start(agent: GuestAgent, script: str, arguments: Sequence[str]) -> None:
     """Start a script as the guest's upgrade unit. Raises UpgradeRunning and GuestUnsupported.
 
-    The script gets the job's directory and then ``arguments``, and has to end by writing its exit code to ``exit``
+    The script gets the journal's path and then ``arguments``, and has to end by writing its exit code to ``exit``
     there.
     """
-    argv = ("/bin/sh", "-c", _START, "sh", job.directory, UNIT, *arguments)
+    argv = ("/bin/sh", "-c", _START, "sh", JOURNAL, UNIT, *arguments)
     outcome = run_command(agent, Command(argv, stdin=script.encode("utf-8"), timeout=STEP_TIMEOUT))
     if outcome.exit_code == 0:
         return
     if outcome.exit_code == _ALREADY_RUNNING:
-        raise _running()
+        raise UpgradeRunning(
+            f"another run has just started an upgrade in the guest as {UNIT}",
+            remedy="Run again: it will wait for that upgrade rather than start one beside it.",
+        )
     if outcome.exit_code == _NO_SYSTEMD:
         raise GuestUnsupported(
             "the guest does not run systemd, so the upgrade cannot outlive a restart of the guest agent",
@@ -111,61 +118,62 @@ def start(agent: GuestAgent, job: Job, script: str, arguments: Sequence[str]) ->
     )
 
 
-def wait(agent: GuestAgent, clock: Clock, job: Job, timeout: float) -> int:
-    """Wait for the job and return its exit code.
+def look(agent: GuestAgent) -> JobLook:
+    """Ask how the job is, without waiting for it."""
+    return parse_look(output_of(agent, shell_script(_LOOK, JOURNAL, UNIT, timeout=STEP_TIMEOUT)))
+
+
+def parse_look(output: str) -> JobLook:
+    """Read the answer to a look. Raises AgentProtocolError for one that the guest cannot have given honestly."""
+    state, _newline, progress = output.partition("\n")
+    ended = re.fullmatch(r"ended ([0-9]{1,3})", state)
+    if ended:
+        return JobLook(JobState.ENDED, int(ended.group(1)), progress.strip())
+    if state not in (JobState.NONE.value, JobState.RUNNING.value, JobState.CUT_OFF.value):
+        raise AgentProtocolError(
+            f"the guest's answer about its upgrade is {state[:80]!r}, which is none",
+            remedy=f"Look at {JOURNAL} in the guest; the file 'exit' there has to hold one number.",
+        )
+    return JobLook(JobState(state), None, progress.strip())
+
+
+def wait(agent: GuestAgent, clock: Clock, timeout: float) -> JobLook:
+    """Wait for as long as the job runs, and return the first look that finds it otherwise.
 
     An agent that is silent, or that was restarted and so lost an answer, is asked again until the deadline. Raises
-    UpgradeTimeout, with the job still running, and UpgradeInterrupted.
+    UpgradeTimeout, with the job still running.
     """
     deadline = Deadline(clock, timeout)
-    look = shell_script(_LOOK, job.directory, UNIT, timeout=STEP_TIMEOUT)
     last_answer = "nothing yet"
     for _tick in ticks(deadline, clock, first=1, longest=5):
         try:
-            last_answer = output_of(agent, look).strip()
+            found = look(agent)
         except (AgentSilent, CommandKilled, CommandResultLost, CommandTimeout) as error:
             last_answer = error.message
             continue
-        ended = re.fullmatch(r"ended ([0-9]+)", last_answer)
-        if ended:
-            return int(ended.group(1))
-        if last_answer == "gone":
-            raise UpgradeInterrupted(
-                "the upgrade's unit is gone from the guest and left no result: it was stopped, or the guest restarted",
-                remedy="Run 'dpkg --configure -a' in the guest, then run again.",
-                evidence={"directory": job.directory, "log": tail(agent, job)},
-            )
+        if found.state is not JobState.RUNNING:
+            return found
+        last_answer = found.progress or "running"
     raise UpgradeTimeout(
-        f"the upgrade has not ended within {timeout:g} s; it was not touched and goes on in the guest as {UNIT}",
-        remedy=f"Follow it with 'tail -f {job.directory}/log' in the guest, and run again once it has ended.",
-        evidence={"directory": job.directory, "last_answer": last_answer},
+        f"the upgrade has not ended within {timeout:g} s (it was last at: {last_answer}); it was not touched and "
+        f"goes on in the guest as {UNIT}",
+        remedy="Run again: it will wait for this upgrade to end, and then go on.",
+        evidence={"journal": JOURNAL, "last_answer": last_answer},
     )
 
 
-def read(agent: GuestAgent, job: Job, *names: str) -> Mapping[str, list[str]]:
-    """The lines of some of the job's files, by the file's name; a file that is not there has none."""
+def read(agent: GuestAgent, *names: str) -> Mapping[str, list[str]]:
+    """The lines of some of the journal's files, by the file's name; a file that is not there has none."""
     # Each line goes out behind its file's name, so that nothing a file contains can pass for another file.
     script = 'cd -- "$1"; shift; for name; do [ -e "$name" ] && sed "s/^/$name\\t/" "$name"; done; exit 0'
-    output = output_of(agent, shell_script(script, job.directory, *names, timeout=STEP_TIMEOUT))
-    return split_files(output.splitlines(), names)
+    return split_files(output_of(agent, shell_script(script, JOURNAL, *names, timeout=STEP_TIMEOUT)), names)
 
 
-def split_files(lines: Iterable[str], names: Iterable[str]) -> Mapping[str, list[str]]:
+def split_files(output: str, names: Iterable[str]) -> Mapping[str, list[str]]:
     """Undo what ``read`` does to put several files into one output."""
     files: dict[str, list[str]] = {name: [] for name in names}
-    for line in lines:
+    for line in output.split("\n"):
         name, _tab, content = line.partition("\t")
         if name in files:
             files[name].append(content)
     return files
-
-
-def tail(agent: GuestAgent, job: Job, count: int = 40) -> list[str]:
-    """The last lines of the log that the job keeps in its directory."""
-    command = Command(("tail", "-n", str(count), f"{job.directory}/log"), timeout=STEP_TIMEOUT)
-    return run_command(agent, command).stdout.splitlines()
-
-
-def remove(agent: GuestAgent, job: Job) -> None:
-    """Remove the job's directory from the guest, once its result is safe elsewhere."""
-    run_command(agent, Command(("rm", "-rf", "--", job.directory), timeout=STEP_TIMEOUT))

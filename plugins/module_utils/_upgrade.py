@@ -6,24 +6,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _apt, _job
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import Clock, pause
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    FleetError,
     GuestUnsupported,
     PackageManagerLocked,
     PackageManagerUnknown,
+    PackageStateInterrupted,
+    UpgradeFailed,
+    UpgradeInterrupted,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._exec import (
     MAX_OUTPUT,
     Command,
+    output_of,
     run_command,
     shell_script,
 )
+from ansible_collections.kvm.fleet.plugins.module_utils._job import JobState
 from ansible_collections.kvm.fleet.plugins.module_utils._packages import PackageChange, Prediction, changes_between
 
 
@@ -77,53 +83,128 @@ def predict(agent: GuestAgent, clock: Clock, options: UpgradeOptions, *, keep_li
         return _simulate(agent, (*state, *_apt.selected_upgrade(wanted, autoremove=options.autoremove)))
 
 
-def upgrade(
-    agent: GuestAgent, clock: Clock, prediction: Prediction, options: UpgradeOptions
-) -> tuple[PackageChange, ...]:
-    """Carry out what was predicted and return what changed, by dpkg's own records before and after.
+@dataclass(frozen=True)
+class Preview:
+    """What an upgrade would do, and what an earlier one has left undone: NONE where nothing."""
 
-    The upgrade runs as a unit of the guest and outlives restarts of its agent. Raises what ``_job`` raises, and the
-    typed error behind a failed apt-get, with what had changed by then as evidence; the job's directory then stays in
-    the guest.
+    prediction: Prediction
+    unfinished: JobState
+
+
+def preview(agent: GuestAgent, clock: Clock, options: UpgradeOptions) -> Preview:
+    """Look ahead without changing anything. Raises what ``predict`` raises.
+
+    While an earlier upgrade still runs, or has to be repaired first, nobody can tell what will be left to do after it.
     """
+    unfinished = _job.look(agent).state
+    if unfinished is JobState.RUNNING:
+        return Preview(Prediction(()), unfinished)
+    try:
+        return Preview(predict(agent, clock, options, keep_lists=True), unfinished)
+    except PackageStateInterrupted:
+        return Preview(Prediction(()), JobState.CUT_OFF)
+
+
+def upgrade(agent: GuestAgent, clock: Clock, options: UpgradeOptions) -> Prediction:
+    """Upgrade, and return what changed, by dpkg's own records, and what was kept back.
+
+    What an earlier run has left is brought to an end first: a job that still runs is waited for, one that failed or was
+    cut off is repaired after. What that run changed is part of the result, since nobody else has told it yet.
+
+    Raises what ``predict`` and ``_job`` raise, UpgradeInterrupted, and the typed error behind a failed apt-get, with
+    what had changed by then as evidence. The journal then stays in the guest for the next run.
+    """
+    left = _job.wait(agent, clock, options.timeout)
+    if left.state is JobState.CUT_OFF or left.exit_code:
+        _repair(agent, clock, options)
+    try:
+        prediction = predict(agent, clock, options, keep_lists=False)
+    except PackageStateInterrupted:
+        _repair(agent, clock, options)
+        prediction = predict(agent, clock, options, keep_lists=False)
+    if prediction.changes:
+        _run_job(agent, clock, options, _upgrade_command(prediction, options), _security_names(prediction))
+    return Prediction(_finish(agent), prediction.kept_back)
+
+
+def _upgrade_command(prediction: Prediction, options: UpgradeOptions) -> tuple[str, ...]:
     if options.security_only:
         wanted = [change for change in prediction.changes if change.security]
         arguments = _apt.selected_upgrade(wanted, autoremove=options.autoremove)
     else:
         arguments = _apt.full_upgrade(autoremove=options.autoremove)
-    job = _job.new_job(clock.now())
-    command = ("apt-get", *_apt.unattended(options.lock_timeout), *arguments)
-    _job.start(agent, job, _SCRIPT, ("yes" if options.clean else "no", *command))
-    exit_code = _job.wait(agent, clock, job, options.timeout)
-    records = _job.read(agent, job, "before", "after")
-    changes = changes_between(
-        _apt.parse_records(records["before"]),
-        _apt.parse_records(records["after"]),
-        {change.name for change in prediction.changes if change.security},
-    )
-    if exit_code != 0:
-        error = _apt.explain(_apt.Failure("upgrade", exit_code, "\n".join(_job.tail(agent, job))))
-        error.evidence["directory"] = job.directory
-        error.evidence["changes"] = [vars(change) for change in changes]
-        raise error
-    _job.remove(agent, job)
+    return ("apt-get", *_apt.unattended(options.lock_timeout), *arguments)
+
+
+def _security_names(prediction: Prediction) -> tuple[str, ...]:
+    return tuple(change.name for change in prediction.changes if change.security)
+
+
+def _repair(agent: GuestAgent, clock: Clock, options: UpgradeOptions) -> None:
+    """Finish what an interrupted package operation has left half done. Raises PackageStateInterrupted if that fails."""
+    try:
+        _run_job(agent, clock, options, ("/bin/sh", "-c", _apt.REPAIR, "sh", f"{options.lock_timeout:g}"), ())
+    except UpgradeFailed as error:
+        raise PackageStateInterrupted(
+            f"an interrupted package operation in the guest could not be repaired: {error.message}",
+            remedy="Finish it in the guest ('dpkg --configure -a', 'apt-get -f install'), or revert a snapshot.",
+            evidence=error.evidence,
+        ) from error
+
+
+def _run_job(
+    agent: GuestAgent, clock: Clock, options: UpgradeOptions, command: Sequence[str], security: Sequence[str]
+) -> None:
+    """Run a command as the guest's upgrade unit, to its end. Raises the typed error behind its failure."""
+    _job.start(agent, _SCRIPT, ("yes" if options.clean else "no", " ".join(security), *command))
+    ended = _job.wait(agent, clock, options.timeout)
+    if ended.exit_code == 0:
+        return
+    files = _job.read(agent, "log", "before", "security")
+    if ended.exit_code is None:
+        raise UpgradeInterrupted(
+            "the upgrade's unit is gone from the guest and left no result: it was stopped, or the guest restarted",
+            remedy="Run again: what it left half done is repaired first.",
+            evidence={"journal": _job.JOURNAL, "log": files["log"][-20:]},
+        )
+    error = _apt.explain(_apt.Failure("upgrade", ended.exit_code, "\n".join(files["log"])))
+    error.evidence["journal"] = _job.JOURNAL
+    error.evidence["changes"] = [vars(change) for change in _changes(agent, files)]
+    raise error
+
+
+def _finish(agent: GuestAgent) -> tuple[PackageChange, ...]:
+    """What has changed since the journal was begun; then the journal is removed, its result being told."""
+    changes = _changes(agent, _job.read(agent, "before", "security"))
+    output_of(agent, Command(("rm", "-rf", "--", _job.JOURNAL), timeout=_job.STEP_TIMEOUT))
     return changes
 
 
-# $1: the job's directory, $2: 'yes' to empty the package cache afterwards; the rest is the command that upgrades.
-# 'before' is written before anything changes and 'exit' last, each by renaming, so that what is there is whole.
+def _changes(agent: GuestAgent, files: Mapping[str, Sequence[str]]) -> tuple[PackageChange, ...]:
+    """From the journal's 'before' to dpkg's records of this moment; nothing where no journal was begun."""
+    if not files["before"]:
+        return ()
+    query = Command(("dpkg-query", "-W", f"-f={_apt.RECORDS_FORMAT}"), timeout=60, max_output=MAX_OUTPUT)
+    now = _apt.parse_records(output_of(agent, query).split("\n"))
+    return changes_between(_apt.parse_records(files["before"]), now, set(files["security"]))
+
+
+# $1: the journal, $2: 'yes' to empty the package cache afterwards, $3: names of security updates; the rest is the
+# command. 'before' is written once, before anything changes, and 'exit' last, each by renaming, so that what is there
+# is whole however the guest went down.
 _SCRIPT = f"""\
 cd "$1" || exit 1
-clean=$2; shift 2
+clean=$2 security=$3; shift 3
 export {" ".join(f"{name}={value}" for name, value in _apt.ENVIRONMENT.items())}
-records() {{ dpkg-query -W -f='{_apt.RECORDS_FORMAT}' >"$1.new" && mv "$1.new" "$1"; }}
-records before
-"$@" >log 2>&1 </dev/null
+if [ ! -e before ]; then
+  dpkg-query -W -f='{_apt.RECORDS_FORMAT}' >before.new && sync before.new && mv before.new before || exit 1
+fi
+for name in $security; do echo "$name"; done >>security
+"$@" >log 2>&1 </dev/null 3>progress
 code=$?
-records after
 if [ "$code" -eq 0 ] && [ "$clean" = yes ]; then apt-get clean >>log 2>&1; code=$?; fi
 sync
-echo "$code" >exit.new && mv exit.new exit
+echo "$code" >exit.new && sync exit.new && mv exit.new exit
 """
 
 
@@ -149,10 +230,14 @@ def _private_state(agent: GuestAgent) -> Iterator[tuple[str, ...]]:
             f"no directory for a simulation could be made in the guest's /var/tmp: {made.stderr.strip()}",
             remedy="See that the guest's /var/tmp can be written to and has free space.",
         )
+    remove = Command(("rm", "-rf", "--", directory), timeout=60)
     try:
         yield _apt.private_state(directory)
-    finally:
-        run_command(agent, Command(("rm", "-rf", "--", directory), timeout=60))
+    except FleetError:
+        with suppress(FleetError):  # the first cause is the one to tell
+            run_command(agent, remove)
+        raise
+    output_of(agent, remove)
 
 
 def _retry_while_locked(agent: GuestAgent, clock: Clock, arguments: Sequence[str], options: UpgradeOptions) -> None:

@@ -15,6 +15,9 @@ description:
   - Refreshes the package lists of a guest and upgrades its packages, new dependencies included. Knows apt.
   - The upgrade runs as a systemd unit of its own in the guest, so that it outlives a restart of the guest agent, even
     one by the upgrade itself.
+  - An upgrade that an earlier task has left behind in the guest is picked up, whatever became of that task. One that
+    still runs is waited for, one that failed or was cut off is repaired after (C(dpkg --configure -a)), and what it had
+    changed is part of the result.
   - What has changed is told by the package database before and after. Configuration files that were changed in the
     guest are kept.
   - Does not restart the guest. RV(reboot_required) tells whether it asks for that.
@@ -58,7 +61,7 @@ options:
   timeout:
     description:
       - Seconds that the upgrade may take. At the deadline the task fails and the upgrade goes on in the guest, since
-        ending it would leave the packages half installed.
+        ending it would leave the packages half installed. Running the task again waits for it.
     type: int
     default: 1800
 """
@@ -112,6 +115,13 @@ kept_back:
   type: list
   elements: str
   sample: [linux-image-amd64]
+unfinished:
+  description: >-
+    In check mode, what an earlier upgrade has left behind, V(running), V(ended), V(cut_off), or V(none). The upgrade
+    would bring it to an end first, and what is left to do after it cannot be told while it is V(running) or V(cut_off).
+  returned: success
+  type: str
+  sample: none
 reboot_required:
   description: Whether the guest asks for a reboot now. In check mode, before any upgrade.
   returned: success
@@ -129,9 +139,10 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _job, _results, _upgrade
+from ansible_collections.kvm.fleet.plugins.module_utils import _results, _upgrade
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import require_running
+from ansible_collections.kvm.fleet.plugins.module_utils._job import JobState
 from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtHypervisor
 from ansible_collections.kvm.fleet.plugins.module_utils._packages import PackageChange
 from ansible_collections.kvm.fleet.plugins.module_utils._reboot import reboot_state
@@ -158,19 +169,21 @@ def main() -> None:
         agent = GuestAgent(domain, hypervisor.clock)
         agent.require("guest-exec", "guest-exec-status")
         _upgrade.require_package_manager(agent)
-        _job.require_idle(agent)
-        prediction = _upgrade.predict(agent, hypervisor.clock, options, keep_lists=module.check_mode)
-        packages = prediction.changes
-        if packages and not module.check_mode:
-            packages = _upgrade.upgrade(agent, hypervisor.clock, prediction, options)
+        unfinished = JobState.NONE
+        if module.check_mode:
+            ahead = _upgrade.preview(agent, hypervisor.clock, options)
+            found, unfinished = ahead.prediction, ahead.unfinished
+        else:
+            found = _upgrade.upgrade(agent, hypervisor.clock, options)
         reboot = reboot_state(agent)
         return {
-            "changed": bool(packages),
-            "packages": [_results.change(package) for package in packages],
-            "kept_back": list(prediction.kept_back),
+            "changed": bool(found.changes) or unfinished is not JobState.NONE,
+            "packages": [_results.change(package) for package in found.changes],
+            "kept_back": list(found.kept_back),
+            "unfinished": unfinished.value,
             "reboot_required": reboot.required,
             "reboot_reasons": list(reboot.reasons),
-            "diff": difference(packages),
+            "diff": difference(found.changes),
         }
 
     run(module, work)

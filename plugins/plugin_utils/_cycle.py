@@ -32,19 +32,19 @@ def make_plan(before: Facts, predicted: Facts, *, snapshot: bool, restart: str) 
     A restart is needed to get off an outdated QEMU, when the guest asks for one, and to make running programs use
     upgraded packages. A snapshot is made only where something else will be done.
     """
-    packages = predicted.get("packages") or []
+    upgrading = bool(predicted.get("packages")) or predicted.get("unfinished", "none") != "none"
     reasons = []
     if before["drift"]["state"] == "drifted":
         reasons += [f"{reason['kind']}: {reason['path']}" for reason in before["drift"]["reasons"]]
     reasons += predicted.get("reboot_reasons") or []
-    if packages:
+    if upgrading:
         reasons.append("packages are upgraded")
     if restart == "always" and not reasons:
         reasons.append("it is asked for")
     restarting = restart != "never" and bool(reasons)
     return Plan(
-        snapshot=snapshot and (restarting or bool(packages)),
-        upgrade=bool(packages),
+        snapshot=snapshot and (restarting or upgrading),
+        upgrade=upgrading,
         restart=restarting,
         reasons=tuple(reasons) if restarting else (),
     )
