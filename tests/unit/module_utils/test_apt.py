@@ -168,7 +168,7 @@ def test_selected_packages_are_pinned_to_their_versions_and_removals_are_not_ask
 
 def test_an_unattended_run_waits_for_the_lock_and_keeps_changed_configuration_files() -> None:
     assert unattended(90) == (
-        *("-y", "-o", "DPkg::Lock::Timeout=90"),
+        *("-y", "-q", "-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=90", "-o", "APT::Status-Fd=3"),
         *("-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold"),
     )
 

@@ -10,46 +10,52 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _job
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import SystemClock
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    AgentProtocolError,
     FleetError,
     GuestUnsupported,
-    UpgradeInterrupted,
     UpgradeRunning,
     UpgradeTimeout,
 )
-from ansible_collections.kvm.fleet.plugins.module_utils._job import Job, new_job, read, remove, split_files, start, wait
+from ansible_collections.kvm.fleet.plugins.module_utils._job import (
+    JobLook,
+    JobState,
+    look,
+    parse_look,
+    read,
+    split_files,
+    start,
+    wait,
+)
 from tests.unit.fake_agent import NEVER, Call, Ending, FakeAgent, in_turn
-from tests.unit.fake_clock import START, FakeClock
+from tests.unit.fake_clock import FakeClock
 from tests.unit.host_agent import HostAgent
-
-JOB = Job("/var/lib/kvm-fleet/20260301T020000Z-0011aabb")
-
-
-def test_jobs_are_named_by_time_and_never_alike() -> None:
-    first, second = new_job(START), new_job(START)
-    assert first.directory.startswith("/var/lib/kvm-fleet/20260301T020000Z-")
-    assert first != second
-
 
 # --- starting ------------------------------------------------------------------------------------
 
 
 def test_the_script_goes_in_by_standard_input_and_the_rest_as_arguments(clock: FakeClock) -> None:
     agent = FakeAgent(clock)
-    start(GuestAgent(agent, clock), JOB, "script $1", ["no", "apt-get", "-o", "a b"])
+    start(GuestAgent(agent, clock), "script $1", ["no", "apt-get", "-o", "a b"])
     [call] = agent.calls
     assert call.stdin == b"script $1"
-    assert call.command[3:] == ["sh", JOB.directory, "kvm-fleet-upgrade.service", "no", "apt-get", "-o", "a b"]
+    assert call.command[3:] == ["sh", _job.JOURNAL, "kvm-fleet-upgrade.service", "no", "apt-get", "-o", "a b"]
 
 
 @pytest.mark.parametrize(
     ("ending", "kind", "message"),
     [
-        (Ending(96), UpgradeRunning, "an upgrade started earlier still runs in the guest as kvm-fleet-upgrade.service"),
+        (
+            Ending(96),
+            UpgradeRunning,
+            "another run has just started an upgrade in the guest as kvm-fleet-upgrade.service",
+        ),
         (
             Ending(95),
             GuestUnsupported,
@@ -72,13 +78,49 @@ def test_a_job_that_did_not_start_says_why(
     clock: FakeClock, ending: Ending, kind: type[FleetError], message: str
 ) -> None:
     with pytest.raises(kind) as raised:
-        start(GuestAgent(FakeAgent(clock, in_turn([ending])), clock), JOB, "", [])
+        start(GuestAgent(FakeAgent(clock, in_turn([ending])), clock), "", [])
     assert raised.value.message == message
+
+
+# --- looking -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("answer", "found"),
+    [
+        ("none\n", JobLook(JobState.NONE)),
+        ("running\n", JobLook(JobState.RUNNING)),
+        ("running\npmstatus:a:1.0:Unpacking a\n", JobLook(JobState.RUNNING, None, "pmstatus:a:1.0:Unpacking a")),
+        ("ended 0\n", JobLook(JobState.ENDED, 0)),
+        ("ended 100\npmstatus:a:1.0:x\n", JobLook(JobState.ENDED, 100, "pmstatus:a:1.0:x")),
+        ("cut_off\n", JobLook(JobState.CUT_OFF)),
+    ],
+)
+def test_an_answer_tells_how_the_job_is(answer: str, found: JobLook) -> None:
+    assert parse_look(answer) == found
+
+
+@pytest.mark.parametrize(
+    "answer", ["ended \n", "ended x\n", "ended -1\n", "Ended 0\n", "", "ended 0 0\n", "ended 1234"]
+)
+def test_an_answer_that_is_none_is_not_taken_for_success(clock: FakeClock, answer: str) -> None:
+    agent = FakeAgent(clock, lambda _call: Ending(stdout=answer.encode()))
+    with pytest.raises(AgentProtocolError):
+        wait(GuestAgent(agent, clock), clock, 10)
+
+
+@given(st.text())
+def test_whatever_a_guest_answers_is_understood_or_refused(answer: str) -> None:
+    try:
+        found = parse_look(answer)
+    except AgentProtocolError:
+        return
+    assert (found.exit_code is not None) == (found.state is JobState.ENDED)
 
 
 # --- following -----------------------------------------------------------------------------------
 
-RUNNING, GONE = Ending(stdout=b"running\n"), Ending(stdout=b"gone\n")
+RUNNING, CUT_OFF = Ending(stdout=b"running\n"), Ending(stdout=b"cut_off\n")
 
 
 def ended(code: int) -> Ending:
@@ -88,17 +130,18 @@ def ended(code: int) -> Ending:
 @pytest.mark.parametrize("code", [0, 100])
 def test_a_running_job_is_followed_to_its_exit_code(clock: FakeClock, code: int) -> None:
     agent = FakeAgent(clock, in_turn([RUNNING, RUNNING, RUNNING, ended(code)]))
-    assert wait(GuestAgent(agent, clock), clock, JOB, 1800) == code
-    assert {tuple(call.command[3:]) for call in agent.calls} == {
-        ("sh", JOB.directory, "kvm-fleet-upgrade.service"),
-    }
+    assert wait(GuestAgent(agent, clock), clock, 1800) == JobLook(JobState.ENDED, code)
+    assert {tuple(call.command[3:]) for call in agent.calls} == {("sh", _job.JOURNAL, "kvm-fleet-upgrade.service")}
 
 
-def test_a_job_that_vanished_without_a_result_was_interrupted(clock: FakeClock) -> None:
-    agent = FakeAgent(clock, in_turn([RUNNING, GONE, Ending(stdout=b"Unpacking a\nUnpacking b\n")]))
-    with pytest.raises(UpgradeInterrupted) as raised:
-        wait(GuestAgent(agent, clock), clock, JOB, 1800)
-    assert raised.value.evidence == {"directory": JOB.directory, "log": ["Unpacking a", "Unpacking b"]}
+def test_where_no_job_runs_nothing_is_waited_for(clock: FakeClock) -> None:
+    agent = FakeAgent(clock, in_turn([Ending(stdout=b"none\n")]))
+    assert wait(GuestAgent(agent, clock), clock, 1800) == JobLook(JobState.NONE)
+
+
+def test_a_job_that_vanished_without_a_result_was_cut_off(clock: FakeClock) -> None:
+    agent = FakeAgent(clock, in_turn([RUNNING, CUT_OFF]))
+    assert wait(GuestAgent(agent, clock), clock, 1800) == JobLook(JobState.CUT_OFF)
 
 
 def test_an_agent_that_is_silent_in_between_is_asked_again(clock: FakeClock) -> None:
@@ -109,7 +152,7 @@ def test_an_agent_that_is_silent_in_between_is_asked_again(clock: FakeClock) -> 
         return ended(0) if len(agent.calls) > 2 else RUNNING
 
     agent = FakeAgent(clock, program)
-    assert wait(GuestAgent(agent, clock), clock, JOB, 1800) == 0
+    assert wait(GuestAgent(agent, clock), clock, 1800).exit_code == 0
 
 
 def test_an_agent_that_restarts_in_the_middle_of_a_look_is_asked_again(clock: FakeClock) -> None:
@@ -120,49 +163,44 @@ def test_an_agent_that_restarts_in_the_middle_of_a_look_is_asked_again(clock: Fa
         return ended(0)
 
     agent = FakeAgent(clock, program)
-    assert wait(GuestAgent(agent, clock), clock, JOB, 1800) == 0
+    assert wait(GuestAgent(agent, clock), clock, 1800).exit_code == 0
     assert len(agent.calls) == 2
 
 
 def test_a_look_that_is_killed_or_hangs_is_taken_again(clock: FakeClock) -> None:
     hanging_and_its_end = (NEVER, Ending())
     agent = FakeAgent(clock, in_turn([Ending(None, signal=15), *hanging_and_its_end, ended(0)]))
-    assert wait(GuestAgent(agent, clock), clock, JOB, 1800) == 0
+    assert wait(GuestAgent(agent, clock), clock, 1800).exit_code == 0
 
 
-def test_a_job_that_does_not_end_is_left_running_and_said_so(clock: FakeClock) -> None:
-    agent = FakeAgent(clock, lambda _call: RUNNING)
+def test_a_job_that_does_not_end_is_left_running_and_said_how_far_it_came(clock: FakeClock) -> None:
+    agent = FakeAgent(clock, lambda _call: Ending(stdout=b"running\npmstatus:bash:43.0:Unpacking bash\n"))
     with pytest.raises(UpgradeTimeout) as raised:
-        wait(GuestAgent(agent, clock), clock, JOB, 60)
+        wait(GuestAgent(agent, clock), clock, 60)
     assert raised.value.message == (
-        "the upgrade has not ended within 60 s; it was not touched and goes on in the guest as "
-        "kvm-fleet-upgrade.service"
+        "the upgrade has not ended within 60 s (it was last at: pmstatus:bash:43.0:Unpacking bash); it was not touched "
+        "and goes on in the guest as kvm-fleet-upgrade.service"
     )
-    assert raised.value.evidence == {"directory": JOB.directory, "last_answer": "running"}
-    assert f"tail -f {JOB.directory}/log" in raised.value.remedy
+    assert raised.value.evidence == {
+        "journal": _job.JOURNAL,
+        "last_answer": "pmstatus:bash:43.0:Unpacking bash",
+    }
 
 
 def test_a_timeout_tells_that_the_agent_was_silent(clock: FakeClock) -> None:
     agent = FakeAgent(clock)
     agent.silent = True
     with pytest.raises(UpgradeTimeout) as raised:
-        wait(GuestAgent(agent, clock), clock, JOB, 60)
+        wait(GuestAgent(agent, clock), clock, 60)
     assert raised.value.evidence["last_answer"] == "Guest agent is not responding"
-
-
-@pytest.mark.parametrize("answer", [b"ended \n", b"ended x\n", b"ended -1\n", b"Ended 0\n", b"", b"ended 0 0\n"])
-def test_an_answer_that_is_none_is_not_taken_for_success(clock: FakeClock, answer: bytes) -> None:
-    agent = FakeAgent(clock, lambda _call: Ending(stdout=answer))
-    with pytest.raises(UpgradeTimeout):
-        wait(GuestAgent(agent, clock), clock, JOB, 10)
 
 
 # --- reading -------------------------------------------------------------------------------------
 
 
 def test_files_that_came_in_one_output_are_told_apart() -> None:
-    lines = ["before\ta\tb", "after\tx", "before\t", "log\tnot asked for", "no tab", "before\tafter\ty"]
-    assert split_files(lines, ["before", "after", "missing"]) == {
+    output = "before\ta\tb\nafter\tx\nbefore\t\nlog\tnot asked for\nno tab\nbefore\tafter\ty\n"
+    assert split_files(output, ["before", "after", "missing"]) == {
         "before": ["a\tb", "", "after\ty"],
         "after": ["x"],
         "missing": [],
@@ -196,51 +234,79 @@ def systemd(host: HostAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.fixture
-def job(tmp_path: Path) -> Job:
-    return Job(str(tmp_path / "var/lib/kvm fleet/job"))
+def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    path = tmp_path / "var/lib/kvm fleet/upgrade"
+    monkeypatch.setattr(_job, "JOURNAL", str(path))
+    return path
 
 
-def test_a_job_runs_as_a_unit_and_its_files_are_read_back(systemd: HostAgent, job: Job) -> None:
+def test_a_job_runs_as_a_unit_and_its_files_are_read_back(systemd: HostAgent, journal: Path) -> None:
     agent = GuestAgent(systemd, SystemClock())
     script = 'cd "$1"; printf "%s\\n" "$2" "$3" >log; printf "a\\tb\\n\\nc" >before; echo 7 >exit\n'
-    start(agent, job, script, ["x y", "-n $HOME"])
-    assert wait(agent, SystemClock(), job, 30) == 7
-    assert _job.tail(agent, job) == ["x y", "-n $HOME"]
-    assert read(agent, job, "before", "after") == {"before": ["a\tb", "", "c"], "after": []}
-    assert Path(job.directory).stat().st_mode & 0o077 == 0
-    remove(agent, job)
-    assert not Path(job.directory).exists()
+    assert look(agent) == JobLook(JobState.NONE)
+    start(agent, script, ["x y", "-n $HOME"])
+    assert wait(agent, SystemClock(), 30) == JobLook(JobState.ENDED, 7)
+    assert read(agent, "log", "before", "after") == {
+        "log": ["x y", "-n $HOME"],
+        "before": ["a\tb", "", "c"],
+        "after": [],
+    }
+    assert journal.stat().st_mode & 0o077 == 0
 
 
-def test_a_second_job_is_refused_while_one_runs(systemd: HostAgent, job: Job, tmp_path: Path) -> None:
+def test_the_last_progress_is_part_of_a_look(systemd: HostAgent, journal: Path, tmp_path: Path) -> None:
     agent = GuestAgent(systemd, SystemClock())
     go = tmp_path / "go"
-    start(agent, job, f'while ! [ -e {go} ]; do sleep 0.01; done; echo 0 >"$1/exit"\n', [])
-    with pytest.raises(UpgradeRunning):
-        start(agent, Job(f"{job.directory}-2"), "exit 0\n", [])
-    assert not Path(f"{job.directory}-2").exists()
+    progress = 'printf "first\\nlast\\n" >"$1/progress"; touch "$1/told"'
+    start(agent, f'{progress}; while ! [ -e {go} ]; do sleep 0.01; done; echo 0 >"$1/exit"\n', [])
+    while not (journal / "told").exists():
+        SystemClock().wait(0.01)
+    assert look(agent) == JobLook(JobState.RUNNING, None, "last")
     go.touch()
-    assert wait(agent, SystemClock(), job, 30) == 0
+    assert wait(agent, SystemClock(), 30) == JobLook(JobState.ENDED, 0, "last")
 
 
-def test_two_jobs_that_start_at_once_do_not_both_run(systemd: HostAgent, job: Job, tmp_path: Path) -> None:
+def test_a_new_job_keeps_the_baseline_of_one_that_was_not_finished_with(systemd: HostAgent, journal: Path) -> None:
+    agent = GuestAgent(systemd, SystemClock())
+    start(agent, 'echo one >"$1/before"; echo 1% >"$1/progress"; echo 100 >"$1/exit"\n', [])
+    assert wait(agent, SystemClock(), 30).exit_code == 100
+    start(agent, 'echo 0 >"$1/exit"\n', [])
+    assert wait(agent, SystemClock(), 30) == JobLook(JobState.ENDED, 0)
+    assert (journal / "before").read_text(encoding="utf-8") == "one\n"
+
+
+def test_a_second_job_is_refused_while_one_runs(systemd: HostAgent, journal: Path, tmp_path: Path) -> None:
+    agent = GuestAgent(systemd, SystemClock())
+    go = tmp_path / "go"
+    start(agent, f'while ! [ -e {go} ]; do sleep 0.01; done; echo 0 >"$1/exit"\n', [])
+    first = (journal / "job").read_text(encoding="utf-8")
+    with pytest.raises(UpgradeRunning):
+        start(agent, "exit 0\n", [])
+    assert (journal / "job").read_text(encoding="utf-8") == first
+    go.touch()
+    assert wait(agent, SystemClock(), 30).exit_code == 0
+
+
+def test_two_jobs_that_start_at_once_do_not_both_run(systemd: HostAgent, journal: Path, tmp_path: Path) -> None:
     """systemd refuses the second unit after the look that found none."""
     unit = tmp_path / "units" / _job.UNIT
     systemd.install("systemd-run", f"touch {unit}; exit 1\n")
     with pytest.raises(UpgradeRunning):
-        start(GuestAgent(systemd, SystemClock()), job, "exit 0\n", [])
+        start(GuestAgent(systemd, SystemClock()), "exit 0\n", [])
+    assert journal.exists()
 
 
-def test_a_job_that_dies_without_a_result_was_interrupted(systemd: HostAgent, job: Job) -> None:
+def test_a_job_that_dies_without_a_result_was_cut_off(systemd: HostAgent, journal: Path) -> None:
     agent = GuestAgent(systemd, SystemClock())
-    start(agent, job, 'echo "Unpacking" >"$1/log"\n', [])
-    with pytest.raises(UpgradeInterrupted) as raised:
-        wait(agent, SystemClock(), job, 30)
-    assert raised.value.evidence["log"] == ["Unpacking"]
+    start(agent, 'echo "Unpacking" >"$1/log"\n', [])
+    assert wait(agent, SystemClock(), 30).state is JobState.CUT_OFF
+    assert (journal / "log").read_text(encoding="utf-8") == "Unpacking\n"
 
 
-def test_a_guest_without_systemd_is_unsupported(host: HostAgent, job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_guest_without_systemd_is_unsupported(
+    host: HostAgent, journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(_job, "_START", _job._START.replace("/run/systemd/system", "/nonexistent"))
     with pytest.raises(GuestUnsupported, match="does not run systemd"):
-        start(GuestAgent(host, SystemClock()), job, "exit 0\n", [])
-    assert not Path(job.directory).exists()
+        start(GuestAgent(host, SystemClock()), "exit 0\n", [])
+    assert not journal.exists()

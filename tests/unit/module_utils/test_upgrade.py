@@ -21,12 +21,17 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     PackageListsFailed,
     PackageManagerLocked,
     PackageManagerUnknown,
+    PackageStateInterrupted,
     UpgradeFailed,
+    UpgradeInterrupted,
 )
+from ansible_collections.kvm.fleet.plugins.module_utils._job import JobState
 from ansible_collections.kvm.fleet.plugins.module_utils._packages import PackageChange, Prediction
 from ansible_collections.kvm.fleet.plugins.module_utils._upgrade import (
+    Preview,
     UpgradeOptions,
     predict,
+    preview,
     require_package_manager,
     upgrade,
 )
@@ -45,10 +50,10 @@ class Guest:
     database: Path
     directory: Path
 
-    def run(self, *command: str, clean: str = "no") -> None:
+    def run(self, *command: str, clean: str = "no", security: str = "") -> None:
         """Run the job as its unit does."""
         subprocess.run(
-            ["/bin/sh", "-s", str(self.directory), clean, *command],
+            ["/bin/sh", "-s", str(self.directory), clean, security, *command],
             input=_upgrade._SCRIPT,
             text=True,
             env={"PATH": f"{self.host.path}:/usr/bin:/bin"},
@@ -75,20 +80,40 @@ def guest(host: HostAgent, tmp_path: Path) -> Guest:
     return guest
 
 
-def test_an_upgrade_leaves_records_from_before_and_after_its_log_and_its_exit_code(guest: Guest) -> None:
-    guest.run("apt-get", "-y", "upgrade")
-    assert {path.name for path in guest.directory.iterdir()} == {"before", "after", "log", "exit"}
+def test_an_upgrade_leaves_its_baseline_its_log_and_its_exit_code(guest: Guest) -> None:
+    guest.run("apt-get", "-y", "upgrade", security="bash ssl")
+    assert {path.name for path in guest.directory.iterdir()} == {"before", "security", "progress", "log", "exit"}
     assert guest.file("before") == "bash\tamd64\t1\tinstalled\n"
-    assert guest.file("after") == "bash\tamd64\t2\tinstalled\n"
+    assert guest.file("security") == "bash\nssl\n"
     assert guest.file("log") == "upgrading C noninteractive 1\nwarning\n"
     assert guest.file("exit") == "0\n"
 
 
 def test_a_failed_upgrade_leaves_the_same_and_its_own_exit_code(guest: Guest) -> None:
-    guest.host.install("apt-get", f"printf 'bash\\tamd64\\t2\\thalf-configured\\n' >{guest.database}; exit 100\n")
+    guest.host.install("apt-get", "exit 100\n")
     guest.run("apt-get", "-y", "upgrade", clean="yes")
-    assert guest.file("after") == "bash\tamd64\t2\thalf-configured\n"
     assert guest.file("exit") == "100\n"
+
+
+def test_the_baseline_of_an_earlier_job_stays(guest: Guest) -> None:
+    guest.run("apt-get", "-y", "upgrade")
+    guest.run("apt-get", "-y", "upgrade", security="late")
+    assert guest.file("before") == "bash\tamd64\t1\tinstalled\n"
+    assert guest.file("security") == "late\n"
+
+
+def test_without_a_baseline_nothing_is_upgraded(guest: Guest, tmp_path: Path) -> None:
+    guest.host.install("dpkg-query", "exit 2\n")
+    guest.run("apt-get", "-y", "upgrade")
+    assert not (tmp_path / "apt-calls").exists()
+    assert not (guest.directory / "exit").exists()
+
+
+def test_progress_goes_to_the_journal(guest: Guest) -> None:
+    guest.host.install("apt-get", "echo pmstatus:bash:50.0:Unpacking >&3\n")
+    guest.run("apt-get", "-y", "upgrade")
+    assert guest.file("progress") == "pmstatus:bash:50.0:Unpacking\n"
+    assert guest.file("log") == ""
 
 
 def test_arguments_reach_the_package_manager_as_they_were_given(guest: Guest, tmp_path: Path) -> None:
@@ -269,79 +294,194 @@ def test_another_package_manager_is_refused_by_the_systems_name(clock: FakeClock
 
 # --- the whole upgrade ---------------------------------------------------------------------------
 
+OLD = {"bash": "1", "libssl3": "1"}
+NEW = {"bash": "2", "libssl3": "2"}
+BOTH = (BASH, LIBSSL)
 
-BEFORE = b"before\tbash\tamd64\t1\tinstalled\nbefore\tssl\tamd64\t1\tinstalled\n"
+
+def records(packages: dict[str, str], prefix: str = "") -> bytes:
+    return "".join(f"{prefix}{name}\tamd64\t{version}\tinstalled\n" for name, version in packages.items()).encode()
 
 
-class UpgradingGuest:
-    """A guest that accepts the job and tells how it ended. The calls of each kind are in ``asked``."""
+class UpgradingGuest(AptGuest):
+    """A guest with a package database and a journal; its jobs end as ``endings`` says, the last one again and again.
 
-    def __init__(self, clock: FakeClock, exit_code: int, after: bytes, log: bytes = b"") -> None:
-        self.agent = FakeAgent(clock, self._program)
-        self.port = GuestAgent(self.agent, clock)
-        self.removed = False
-        self.job: list[str] = []
-        self._exit_code, self._after, self._log = exit_code, after, log
+    A job that ends with 0 leaves every package at its new version. ``left`` is the state in which an earlier run has
+    left its job; ``interrupted`` makes apt refuse to work until a repair has succeeded.
+    """
+
+    def __init__(self, clock: FakeClock, *endings: str, left: str = "none", interrupted: bool = False) -> None:
+        super().__init__(clock)
+        self.endings = list(endings or ["ended 0"])
+        self.state, self.interrupted = left, interrupted
+        self.packages = dict(OLD)
+        self.before = None if left == "none" else dict(OLD)
+        self.log = b""
+        self.jobs: list[list[str]] = []
 
     def _program(self, call: Call) -> Ending:
         if call.stdin:
-            self.job = call.command[6:]
             assert call.stdin.decode() == _upgrade._SCRIPT
+            self._job(call.command[6:])
             return Ending()
         match call.command:
-            case ["tail", *_rest]:
-                return Ending(stdout=self._log)
-            case ["rm", *_rest]:
-                self.removed = True
+            case [_shell, _flag, _job._LOOK, *_rest]:
+                state = self.state
+                if state == "running":
+                    self.state = "ended 0"
+                return Ending(stdout=f"{state}\n".encode())
+            case [_shell, _flag, _script, "sh", _job.JOURNAL, *names]:
+                return self._files(names)
+            case ["rm", "-rf", "--", _job.JOURNAL]:
+                self.state, self.before = "none", None
                 return Ending()
-            case [*_start, "before", "after"]:
-                return Ending(
-                    stdout=b"before\tbash\tamd64\t1\tinstalled\nbefore\tssl\tamd64\t1\tinstalled\n" + self._after
-                )
-        assert call.command[2] == _job._LOOK
-        return Ending(stdout=f"ended {self._exit_code}\n".encode())
+            case ["dpkg-query", *_rest]:
+                return Ending(stdout=records(self.packages))
+        return self._apt(call)
 
+    def _apt(self, call: Call) -> Ending:
+        simulating = call.command[:2] == ["apt-get", "--simulate"]
+        if simulating and self.interrupted:
+            return Ending(100, stderr=b"E: dpkg was interrupted, you must manually run 'dpkg --configure -a'\n")
+        if simulating and self.packages == NEW:
+            return Ending()
+        return super()._program(call)
 
-PREDICTED = Prediction((BASH, PackageChange("ssl", "amd64", "1", "2", security=True)))
+    def _files(self, names: list[str]) -> Ending:
+        before = records(self.before, "before\t") if self.before else b""
+        security = "".join(f"security\t{name}\n" for job in self.jobs for name in job[1].split()).encode()
+        files = {"before": before, "security": security, "log": self.log}
+        return Ending(stdout=b"".join(files[name] for name in names))
+
+    def _job(self, words: list[str]) -> None:
+        self.jobs.append(words)
+        self.before = self.before or dict(self.packages)
+        self.state = self.endings.pop(0) if len(self.endings) > 1 else self.endings[0]
+        repairing = words[2] == "/bin/sh"
+        if self.state == "ended 0" and repairing:
+            self.interrupted = False
+        elif self.state == "ended 0":
+            self.packages = dict(NEW)
+
+    @property
+    def kinds(self) -> list[str]:
+        return ["repair" if job[2] == "/bin/sh" else "upgrade" for job in self.jobs]
 
 
 @pytest.mark.parametrize(
     ("options", "job"),
     [
-        (UpgradeOptions(), ["no", "apt-get", "--with-new-pkgs", "upgrade"]),
-        (UpgradeOptions(autoremove=True, clean=True), ["yes", "apt-get", "--with-new-pkgs", "--autoremove", "upgrade"]),
-        (UpgradeOptions(security_only=True), ["no", "apt-get", "install", "--only-upgrade", "ssl=2"]),
+        (UpgradeOptions(), ["no", "libssl3", "apt-get", "--with-new-pkgs", "upgrade"]),
+        (
+            UpgradeOptions(autoremove=True, clean=True),
+            ["yes", "libssl3", "apt-get", "--with-new-pkgs", "--autoremove", "upgrade"],
+        ),
+        (UpgradeOptions(security_only=True), ["no", "libssl3", "apt-get", "install", "--only-upgrade", "libssl3=2"]),
     ],
 )
 def test_what_was_predicted_is_carried_out_as_one_job(
     clock: FakeClock, options: UpgradeOptions, job: list[str]
 ) -> None:
-    guest = UpgradingGuest(clock, 0, b"")
-    upgrade(guest.port, clock, PREDICTED, options)
-    clean, program, *arguments = guest.job
+    guest = UpgradingGuest(clock)
+    upgrade(guest.port, clock, options)
+    [[clean, security, program, *arguments]] = guest.jobs
     assert "DPkg::Lock::Timeout=90" in arguments
-    assert [clean, program, *arguments[7:]] == job
+    assert "APT::Status-Fd=3" in arguments
+    assert [clean, security, program, *arguments[-len(job) + 3 :]] == job
 
 
-def test_what_changed_is_told_by_the_records_and_the_job_is_removed(clock: FakeClock) -> None:
-    guest = UpgradingGuest(clock, 0, b"after\tbash\tamd64\t1\tinstalled\nafter\tssl\tamd64\t2\tinstalled\n")
-    assert upgrade(guest.port, clock, PREDICTED, UpgradeOptions()) == (
-        PackageChange("ssl", "amd64", "1", "2", security=True),
-    )
-    assert guest.removed
+def test_what_changed_is_told_by_the_records_and_the_journal_is_removed(clock: FakeClock) -> None:
+    guest = UpgradingGuest(clock)
+    assert upgrade(guest.port, clock, UpgradeOptions()).changes == BOTH
+    assert guest.state == "none"
 
 
-def test_a_failed_upgrade_tells_what_had_changed_and_keeps_the_job(clock: FakeClock) -> None:
-    after = b"after\tbash\tamd64\t2\tinstalled\nafter\tssl\tamd64\t1\tinstalled\n"
-    log = (
-        b"dpkg: error processing package ssl (--configure):\nE: Sub-process /usr/bin/dpkg returned an error code (1)\n"
-    )
-    guest = UpgradingGuest(clock, 100, after, log)
+def test_where_nothing_is_to_be_upgraded_no_job_is_started(clock: FakeClock) -> None:
+    guest = UpgradingGuest(clock)
+    guest.packages = dict(NEW)
+    assert upgrade(guest.port, clock, UpgradeOptions()) == Prediction(())
+    assert guest.jobs == []
+
+
+def test_an_upgrade_that_still_runs_is_waited_for_and_its_result_told(clock: FakeClock) -> None:
+    guest = UpgradingGuest(clock, left="running")
+    guest.packages = dict(NEW)
+    changes = upgrade(guest.port, clock, UpgradeOptions()).changes
+    assert [change.name for change in changes] == ["bash", "libssl3"]
+    assert guest.jobs == []
+    assert guest.state == "none"
+
+
+def test_an_upgrade_that_ended_unasked_is_told_and_what_came_since_is_upgraded(clock: FakeClock) -> None:
+    guest = UpgradingGuest(clock, left="ended 0")
+    guest.packages = {"bash": "2", "libssl3": "1"}
+    changes = upgrade(guest.port, clock, UpgradeOptions()).changes
+    assert [change.name for change in changes] == ["bash", "libssl3"]
+    assert guest.kinds == ["upgrade"]
+
+
+@pytest.mark.parametrize("left", ["cut_off", "ended 100"])
+def test_what_was_cut_off_or_failed_is_repaired_before_anything_else(clock: FakeClock, left: str) -> None:
+    guest = UpgradingGuest(clock, left=left, interrupted=True)
+    assert len(upgrade(guest.port, clock, UpgradeOptions()).changes) == 2
+    assert guest.kinds == ["repair", "upgrade"]
+
+
+def test_what_somebody_else_left_interrupted_is_repaired(clock: FakeClock) -> None:
+    guest = UpgradingGuest(clock, interrupted=True)
+    assert len(upgrade(guest.port, clock, UpgradeOptions()).changes) == 2
+    assert guest.kinds == ["repair", "upgrade"]
+
+
+def test_a_repair_that_fails_is_reported_as_what_it_is(clock: FakeClock) -> None:
+    guest = UpgradingGuest(clock, "ended 1", interrupted=True)
+    guest.log = b"log\tdpkg: error processing package ssl (--configure):\n"
+    with pytest.raises(PackageStateInterrupted) as raised:
+        upgrade(guest.port, clock, UpgradeOptions())
+    assert "could not be repaired" in raised.value.message
+    assert raised.value.evidence["packages"] == ["ssl"]
+    assert guest.kinds == ["repair"]
+
+
+def test_an_upgrade_that_is_cut_off_says_that_the_next_run_repairs_it(clock: FakeClock) -> None:
+    guest = UpgradingGuest(clock, "cut_off")
+    guest.log = b"log\tUnpacking bash\n"
+    with pytest.raises(UpgradeInterrupted) as raised:
+        upgrade(guest.port, clock, UpgradeOptions())
+    assert raised.value.evidence == {"journal": _job.JOURNAL, "log": ["Unpacking bash"]}
+
+
+def test_a_failed_upgrade_tells_what_had_changed_and_keeps_the_journal(clock: FakeClock) -> None:
+    guest = UpgradingGuest(clock, "ended 100")
+    guest.log = b"log\tdpkg: error processing package libssl3 (--configure):\nlog\tE: Sub-process returned an error\n"
+    guest.before, guest.packages = dict(OLD), {"bash": "2", "libssl3": "1"}
     with pytest.raises(UpgradeFailed) as raised:
-        upgrade(guest.port, clock, PREDICTED, UpgradeOptions())
+        upgrade(guest.port, clock, UpgradeOptions())
     evidence = raised.value.evidence
-    assert evidence["packages"] == ["ssl"]
+    assert evidence["packages"] == ["libssl3"]
     assert evidence["exit_code"] == 100
     assert evidence["changes"] == [{"name": "bash", "arch": "amd64", "old": "1", "new": "2", "security": False}]
-    assert str(evidence["directory"]).startswith("/var/lib/kvm-fleet/20260301T0200")
-    assert not guest.removed
+    assert guest.state == "ended 100"
+
+
+# --- looking ahead -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("left", "interrupted", "found"),
+    [
+        ("none", False, Preview(Prediction(BOTH), JobState.NONE)),
+        ("running", False, Preview(Prediction(()), JobState.RUNNING)),
+        ("ended 0", False, Preview(Prediction(BOTH), JobState.ENDED)),
+        ("cut_off", False, Preview(Prediction(BOTH), JobState.CUT_OFF)),
+        ("cut_off", True, Preview(Prediction(()), JobState.CUT_OFF)),
+        ("none", True, Preview(Prediction(()), JobState.CUT_OFF)),
+    ],
+)
+def test_looking_ahead_tells_what_was_left_and_changes_nothing(
+    clock: FakeClock, left: str, interrupted: bool, found: Preview
+) -> None:
+    guest = UpgradingGuest(clock, left=left, interrupted=interrupted)
+    assert preview(guest.port, clock, UpgradeOptions()) == found
+    assert guest.jobs == []
+    assert guest.before == (None if left == "none" else OLD)
