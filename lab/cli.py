@@ -64,6 +64,6 @@ def _do(asked: argparse.Namespace) -> None:
         elif asked.verb == "down":
             bed.down(purge=asked.purge)
             return
-        print(status.table(status.rows()))
+        print(status.report())
     except libvirt.libvirtError as error:
         raise LabError(f"libvirt: {error}", "if it stays so: python -m lab down, then up again") from error

@@ -59,6 +59,7 @@ ExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 %I $TERM
 UNUSED_MODULES = ("ata_generic", "ata_piix", "i2c_piix4", "kvm_amd", "kvm_intel", "powernow_k8", "serio_raw")
 
 FILES = {
+    "etc/default/locale": "LANG=C.UTF-8\n",
     "etc/hostname": "lab\n",
     "etc/hosts": "127.0.0.1 localhost lab\n::1 localhost\n",
     # Empty, not absent: each guest gets an id of its own, and none has a 'first boot'.
