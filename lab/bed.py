@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import time
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,8 +28,6 @@ if TYPE_CHECKING:
     from lab.guests import Guest
     from lab.image import Image
 
-ANOTHER = "another process that changes the lab"
-
 
 @dataclass(frozen=True)
 class Bed:
@@ -42,7 +39,8 @@ class Bed:
 
     def define(self, spec: GuestSpec) -> Guest:
         """Make a guest, not started; whoever made it destroys it."""
-        return guests.define(self.connection, spec, self.image, self.machine)
+        with changing_the_lab():
+            return guests.define(self.connection, spec, self.image, self.machine)
 
     def guests(self) -> list[Guest]:
         """Every guest of the lab, by name."""
@@ -50,15 +48,23 @@ class Bed:
 
 
 @contextmanager
+def changing_the_lab() -> Iterator[None]:
+    """Keep every other process from changing what the lab consists of. Must not be nested."""
+    with exclusive(LOCK, "another process that changes the lab"):
+        yield
+
+
+@contextmanager
 def bed(*, allow_foreign_guests: bool) -> Iterator[Bed]:
     """Have all that guests are made on: daemons, emulator, image. It stays: see `down`."""
-    with exclusive(LOCK, ANOTHER):
+    with changing_the_lab():
         _have_libvirt(allow_foreign_guests=allow_foreign_guests)
         emulator.install(EMULATOR)
     with connected() as connection:
         built = image.ensure()
         models = parse_security_models(connection.getCapabilities())
-        guests.remove_left_overs(connection)
+        with changing_the_lab():
+            guests.remove_left_overs(connection)
         yield Bed(connection, built, Machine(accelerator.choose(built), models))
 
 
@@ -82,28 +88,24 @@ def up(count: int, *, allow_foreign_guests: bool) -> None:
         raise LabError(f"cannot bring up {count} guests", "ask for at least one: --guests 1")
     with bed(allow_foreign_guests=allow_foreign_guests) as ready:
         wanted = [f"lab{number}" for number in range(1, count + 1)]
-        with exclusive(LOCK, ANOTHER), step(f"starting {', '.join(wanted)}"):
+        with changing_the_lab(), step(f"starting {', '.join(wanted)}"):
+            taken = set(wanted) & set(guests.foreign_names(ready.connection))
+            if taken:
+                raise ForeignGuests(f"the lab did not make {', '.join(sorted(taken))}", "rename it: virsh domrename")
             started = [_have(ready, name) for name in wanted]
-        _wait_for_all(started)
+        began = time.monotonic()
+        # They boot at the same time; only the waiting is one after the other.
+        for guest in started:
+            guest.wait_until_ready()
+            say(f"{guest.name} is up: {time.monotonic() - began:.1f} s")
 
 
 def _have(ready: Bed, name: str) -> Guest:
     known = {guest.name: guest for guest in ready.guests()}
-    guest = known.get(name) or ready.define(GuestSpec(name))
-    guests.provide_files(guest, ready.image)
+    guest = known.get(name) or guests.define(ready.connection, GuestSpec(name), ready.image, ready.machine)
+    guests.provide_files(guest.spec, guest.uuid, ready.image)
     guest.start()
     return guest
-
-
-def _wait_for_all(started: list[Guest]) -> None:
-    began = time.monotonic()
-
-    def wait(guest: Guest) -> None:
-        guest.wait_until_ready()
-        say(f"{guest.name} is up: {time.monotonic() - began:.1f} s")
-
-    with ThreadPoolExecutor(max_workers=len(started)) as threads:
-        list(threads.map(wait, started))
 
 
 def drift() -> None:
@@ -118,7 +120,7 @@ def drift() -> None:
 
 def down(*, purge: bool) -> None:
     """Remove everything that the lab made; of its cache only when asked to purge."""
-    with exclusive(LOCK, ANOTHER):
+    with changing_the_lab():
         if answering() or STATE.exists():
             _remove_guests()
         emulator.remove_all()

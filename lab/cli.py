@@ -47,6 +47,9 @@ def main(arguments: list[str] | None = None) -> int:
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("lab: interrupted; the same command goes on from here", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -64,6 +67,6 @@ def _do(asked: argparse.Namespace) -> None:
         elif asked.verb == "down":
             bed.down(purge=asked.purge)
             return
-        print(status.table(status.rows()))
+        print(status.report())
     except libvirt.libvirtError as error:
         raise LabError(f"libvirt: {error}", "if it stays so: python -m lab down, then up again") from error

@@ -202,37 +202,33 @@ def foreign_names(connection: libvirt.virConnect) -> list[str]:
 
 
 def define(connection: libvirt.virConnect, spec: GuestSpec, image: Image, machine: Machine) -> Guest:
-    """Make a guest, not started.
-
-    The domain comes before its files: so files without a domain are always left-overs.
-    """
+    """Make a guest, not started. The caller holds the lab's lock: until it has a domain, its files look left over."""
     uuid = str(uuids.uuid4())
-    guest = Guest(spec, uuid, connection.defineXML(render(spec, uuid, image, machine)))
     try:
-        provide_files(guest, image)
+        provide_files(spec, uuid, image)
+        return Guest(spec, uuid, connection.defineXML(render(spec, uuid, image, machine)))
     except BaseException:
-        guest.destroy()
+        remove_files(uuid)
         raise
-    return guest
 
 
-def provide_files(guest: Guest, image: Image) -> None:
+def provide_files(spec: GuestSpec, uuid: str, image: Image) -> None:
     """Make what a guest's domain names and does not have yet."""
-    directory = guest_directory(guest.uuid)
+    directory = guest_directory(uuid)
     directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    disk = disk_path(guest.uuid)
+    disk = disk_path(uuid)
     if not disk.exists():
         require_room(directory, GUEST_NEEDS_MIB)
         new = disk.with_name("disk.new")
-        if guest.spec.disk_format == "qcow2":
+        if spec.disk_format == "qcow2":
             run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", image.disk, "-F", "qcow2", new])
         else:
-            run(["qemu-img", "convert", "-O", guest.spec.disk_format, image.disk, new])
+            run(["qemu-img", "convert", "-O", spec.disk_format, image.disk, new])
         new.rename(disk)
-    if guest.spec.private_emulator:
-        emulator.install(private_emulator(guest.uuid))
-    if guest.spec.private_library:
-        libraries.provide(guest.uuid)
+    if spec.private_emulator:
+        emulator.install(private_emulator(uuid))
+    if spec.private_library:
+        libraries.provide(uuid)
 
 
 def remove_files(uuid: str) -> None:
@@ -242,7 +238,7 @@ def remove_files(uuid: str) -> None:
 
 
 def remove_left_overs(connection: libvirt.virConnect) -> None:
-    """Remove guests whose test session has died, and files whose guest is no more."""
+    """Remove guests whose test session has died, and files of none. The caller holds the lab's lock."""
     for guest in lab_guests(connection):
         if guest.spec.owner is not None and not guest.spec.owner.alive():
             say(f"removing {guest.name}: its test session has died")
@@ -252,11 +248,7 @@ def remove_left_overs(connection: libvirt.virConnect) -> None:
 
 
 def files_without_domain(connection: libvirt.virConnect) -> list[str]:
-    """UUIDs that name files and no domain.
-
-    Domains come before their files and go after them, so they are looked for last: a guest that
-    is being made or removed meanwhile is none of these.
-    """
+    """UUIDs that name files and no domain."""
     directories = [entry.name for entry in GUESTS.iterdir()] if GUESTS.exists() else []
     copies = [copy.name.removeprefix(PRIVATE_EMULATOR) for copy in EMULATOR.parent.glob(f"{PRIVATE_EMULATOR}*")]
     return sorted({*directories, *copies} - _known_uuids(connection))

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lab import tree
+from lab import initrd, tree
 from lab.host import distribution, require_room
 from lab.locks import exclusive
 from lab.mirrors import archive
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lab.host import Distribution
 
 # The modules that determine what is in an image: a change to any of them makes another image.
-RECIPE_MODULES = ("image.py", "packages.py", "tree.py")
+RECIPE_MODULES = ("image.py", "initrd.py", "packages.py", "tree.py")
 ROOT_LABEL = "root"
 DISK_SIZE = "2G"
 BUILD_NEEDS_MIB = 4096
@@ -110,8 +110,5 @@ def _build(image: Image, scratch: Path, wanted: Distribution, lock: int) -> None
 
 def _take_kernel(root: Path, image: Image) -> None:
     (kernel,) = (root / "boot").glob("vmlinuz-*")
-    (initrd,) = (root / "boot").glob("initrd.img-*")
-    shutil.copy(kernel, image.kernel)
-    shutil.copy(initrd, image.initrd)
-    for file in (image.kernel, image.initrd):
-        file.chmod(0o644)
+    shutil.copyfile(kernel, image.kernel)
+    image.initrd.write_bytes(initrd.build(root))

@@ -17,7 +17,7 @@ INSTALLED_EMULATOR = Path("/usr/bin/qemu-system-x86_64")
 # QEMU finds its firmware relative to its own directory, so the copy lives beside the original.
 EMULATOR = Path("/usr/bin/qemu-system-x86_64-kvm-fleet-lab")
 
-# Guests of tests that make drift have one of their own, named by the guest's UUID.
+# A guest that is to drift alone has one of its own, named by the guest's UUID.
 PRIVATE_EMULATOR = f"{EMULATOR.name}-"
 
 METADATA_NAMESPACE = "https://kvm.fleet/xmlns/lab/1"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypedDict
 
 from lab import daemons, emulator, evidence, guests
-from lab.bed import bed
+from lab.bed import bed, changing_the_lab
 from lab.domain_xml import GuestSpec
 from lab.errors import LeftOver
 from lab.libvirt_session import answering
@@ -78,6 +78,10 @@ class Session:
 
     def left_overs(self) -> list[str]:
         """What this session has left behind, and files or processes of guests that are no more."""
+        with changing_the_lab():
+            return self._left_overs()
+
+    def _left_overs(self) -> list[str]:
         ours = [guest for guest in self.bed.guests() if guest.spec.owner == self._owner]
         connection = self.bed.connection
         return [

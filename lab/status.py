@@ -12,6 +12,7 @@ import libvirt
 
 from lab.guests import lab_guests
 from lab.libvirt_session import connected
+from lab.table import table
 
 if TYPE_CHECKING:
     from lab.guests import Guest
@@ -38,10 +39,10 @@ class Row(NamedTuple):
 HEADER = Row("GUEST", "STATE", "QEMU PID", "DRIFTED", "AGENT")
 
 
-def rows() -> list[Row]:
-    """How each of the lab's guests is."""
+def report() -> str:
+    """How each of the lab's guests is, as a table."""
     with connected() as connection:
-        return [_row(guest) for guest in lab_guests(connection)]
+        return table([HEADER, *(_row(guest) for guest in lab_guests(connection))])
 
 
 def _row(guest: Guest) -> Row:
@@ -51,12 +52,3 @@ def _row(guest: Guest) -> Row:
         return Row(guest.name, state, "-", "-", "-")
     drifted = "yes" if process.has_lost_its_executable() else "no"
     return Row(guest.name, state, str(process.pid), drifted, "answers" if guest.answers() else "silent")
-
-
-def table(lines: list[Row]) -> str:
-    """Rows as aligned text, below a header."""
-    widths = [max(map(len, column)) for column in zip(HEADER, *lines, strict=True)]
-    return "\n".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
-        for line in (HEADER, *lines)
-    )
