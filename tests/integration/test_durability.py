@@ -1,0 +1,106 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""An upgrade that loses its controller, its agent or its guest on the way is brought to its end by the next run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import time
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+from lab.errors import AgentFailed
+from tests.integration.runs import HYPERVISORS, command, module, refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lab.guests import Guest
+
+LOG = "/var/lib/kvm-fleet/upgrade/log"
+PATIENCE_S = 300
+
+UPGRADED = {"lab-app", "lab-config", "lab-kernel", "lab-library", "lab-plugin", "qemu-guest-agent"}
+
+
+@contextmanager
+def upgrading(guest: Guest) -> Iterator[subprocess.Popen[bytes]]:
+    """guest_upgrade at work in the background, as a process group of its own."""
+    words, environment = command("ansible", inventory=HYPERVISORS)
+    action = ["localhost", "--module-name", "kvm.fleet.guest_upgrade", "--args", json.dumps({"name": guest.name})]
+    with subprocess.Popen([*words, *action], env=environment, start_new_session=True) as controller:
+        try:
+            yield controller
+        finally:
+            kill(controller)
+
+
+def kill(controller: subprocess.Popen[bytes]) -> None:
+    """End a run as a power failure of its controller does."""
+    if controller.poll() is None:
+        os.killpg(controller.pid, signal.SIGKILL)
+        controller.wait()
+
+
+def wait_for(happened: Callable[[], bool], what: str) -> None:
+    deadline = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert time.monotonic() < deadline, f"{what} has not happened after {PATIENCE_S} s"
+        time.sleep(0.1)
+
+
+def logged(guest: Guest, text: str) -> bool:
+    """Whether the upgrade's log in the guest has some text. Asked while the upgrade restarts the agent, so patiently."""
+    try:
+        return text in guest.run("/bin/cat", LOG).stdout
+    except AgentFailed:
+        return False
+
+
+def names(result: dict[str, Any]) -> set[str]:
+    return {change["name"] for change in result["packages"] if change["new"]}
+
+
+def test_a_run_whose_controller_is_killed_is_picked_up(pristine_guest: Guest) -> None:
+    with upgrading(pristine_guest) as controller:
+        wait_for(lambda: logged(pristine_guest, "Unpacking"), "unpacking")
+        kill(controller)
+    ahead = module("guest_upgrade", check=True, name=pristine_guest.name)
+    assert ahead["unfinished"] in ("running", "ended")
+    result = module("guest_upgrade", name=pristine_guest.name)
+    assert not result.get("failed"), result
+    assert names(result) == UPGRADED
+    assert pristine_guest.package_versions()["lab-app"] == "2.0"
+    again = module("guest_upgrade", name=pristine_guest.name)
+    assert (again["changed"], again["packages"], again["unfinished"]) == (False, [], "none")
+
+
+def test_a_guest_that_loses_power_while_unpacking_is_repaired(pristine_guest: Guest) -> None:
+    with upgrading(pristine_guest):
+        wait_for(lambda: logged(pristine_guest, "Unpacking lab-app"), "unpacking lab-app")
+        pristine_guest.domain.destroy()
+    lost = refusal("guest_upgrade", name=pristine_guest.name)
+    assert lost["error_code"] == "domain_not_running"
+    pristine_guest.start()
+    pristine_guest.wait_until_ready()
+    assert pristine_guest.output("/usr/bin/dpkg", "--audit") != ""
+    assert module("guest_upgrade", check=True, name=pristine_guest.name)["unfinished"] == "cut_off"
+    result = module("guest_upgrade", name=pristine_guest.name)
+    assert not result.get("failed"), result
+    assert names(result) == UPGRADED
+    assert pristine_guest.output("/usr/bin/dpkg", "--audit") == ""
+    assert module("guest_upgrade", name=pristine_guest.name)["changed"] is False
+
+
+def test_an_agent_that_is_away_for_a_while_does_not_end_the_upgrade(pristine_guest: Guest) -> None:
+    stop = "systemctl stop qemu-guest-agent; sleep 30; systemctl start qemu-guest-agent"
+    with upgrading(pristine_guest) as controller:
+        wait_for(lambda: logged(pristine_guest, "Get:"), "the download")
+        pristine_guest.output("/usr/bin/systemd-run", "--collect", "/bin/sh", "-c", stop)
+        assert controller.wait(timeout=PATIENCE_S) == 0
+    assert pristine_guest.package_versions()["lab-app"] == "2.0"
