@@ -48,7 +48,6 @@ def binary() -> Path:
     with exclusive(CACHE / "agent.lock", "another download of the agent"):
         if not unpacked.is_dir():
             with step("fetching qemu-guest-agent"), tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-                # World-readable, or apt warns that its own user cannot write there.
                 run(["apt-get", "download", "qemu-guest-agent"], cwd=Path(scratch))
                 (package,) = Path(scratch).glob("*.deb")
                 run(["dpkg-deb", "--extract", package, Path(scratch) / "agent"])

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import libvirt
 
-from lab import accelerator, daemons, emulator, guests, image
+from lab import accelerator, daemons, emulator, files, guests, image, leftovers
 from lab.domain_xml import GuestSpec, Machine, parse_security_models
 from lab.errors import ForeignGuests, LabError
 from lab.libvirt_session import answering, connected
@@ -64,7 +64,7 @@ def bed(*, allow_foreign_guests: bool) -> Iterator[Bed]:
         built = image.ensure()
         models = parse_security_models(connection.getCapabilities())
         with changing_the_lab():
-            guests.remove_left_overs(connection)
+            leftovers.remove(connection)
         yield Bed(connection, built, Machine(accelerator.choose(built), models))
 
 
@@ -103,7 +103,7 @@ def up(count: int, *, allow_foreign_guests: bool) -> None:
 def _have(ready: Bed, name: str) -> Guest:
     known = {guest.name: guest for guest in ready.guests()}
     guest = known.get(name) or guests.define(ready.connection, GuestSpec(name), ready.image, ready.machine)
-    guests.provide_files(guest.spec, guest.uuid, ready.image)
+    files.provide(guest.spec, guest.uuid, ready.image)
     guest.start()
     return guest
 

@@ -42,7 +42,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(*host.LAB_PACKAGES)
         return 0
     try:
-        host.prepare()
+        host.prepare(install=asked.verb == "up")
         _do(asked)
     except LabError as error:
         print(f"lab: {error}", file=sys.stderr)

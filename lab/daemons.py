@@ -84,7 +84,8 @@ def _start_processes() -> None:
         if name in processes:
             continue
         pid_file = STATE / f"{name}.pid"
-        run([*without_kvm(), name, "--daemon", "--pid-file", pid_file], deadline_s=60)
+        view = without_kvm() if name == "libvirtd" else []
+        run([*view, name, "--daemon", "--pid-file", pid_file], deadline_s=60)
         process = observe(int(pid_file.read_text(encoding="utf-8")))
         if process is None:
             raise LabError(f"{name} ended as soon as it was started", f"run `{name}` by hand")

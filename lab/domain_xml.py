@@ -10,12 +10,10 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from lab.places import EMULATOR, METADATA_NAMESPACE, guest_directory, private_emulator
+from lab.places import EMULATOR, METADATA_NAMESPACE, console_path, disk_path, library_directory, private_emulator
 from lab.process import Process
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from lab.image import Image
 
 QEMU_NAMESPACE = "http://libvirt.org/schemas/domain/qemu/1.0"
@@ -89,21 +87,6 @@ def parse_spec(xml: str) -> GuestSpec | None:
     )
 
 
-def disk_path(uuid: str) -> Path:
-    """A guest's disk."""
-    return guest_directory(uuid) / "disk"
-
-
-def console_path(uuid: str) -> Path:
-    """What a guest said on its serial console."""
-    return guest_directory(uuid) / "console.log"
-
-
-def library_directory(uuid: str) -> Path:
-    """Where QEMU of a guest with a private library looks for libraries first."""
-    return guest_directory(uuid) / "lib"
-
-
 def render(spec: GuestSpec, uuid: str, image: Image, machine: Machine) -> str:
     """The whole domain XML of a guest."""
     domain = ET.Element("domain", type=machine.accelerator)
@@ -155,7 +138,7 @@ def _boot(os: ET.Element, spec: GuestSpec, image: Image) -> None:
     _add(os, "kernel", str(image.kernel))
     _add(os, "initrd", str(image.initrd))
     # mitigations=off: they cost an emulated processor much and protect nothing here.
-    words = ["root=LABEL=root", "rw", "console=ttyS0", "quiet", "mitigations=off"]
+    words = ["console=ttyS0", "quiet", "mitigations=off"]
     if not spec.agent_service:
         words.append("systemd.mask=qemu-guest-agent.service")
     _add(os, "cmdline", " ".join(words))

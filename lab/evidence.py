@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 
 import libvirt
 
-from lab.domain_xml import console_path
 from lab.errors import AgentFailed
+from lab.places import console_path
 
 if TYPE_CHECKING:
     from lab.guests import Guest

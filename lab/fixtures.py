@@ -23,7 +23,6 @@ from lab import host
 
 if TYPE_CHECKING:
     from collections.abc import Generator, Iterator
-    from pathlib import Path
 
     from typing_extensions import Unpack
 
@@ -39,6 +38,7 @@ class MakeGuest(Protocol):
     ) -> Guest: ...
 
 
+FAILURES = "build/lab-failures"
 SESSION = pytest.StashKey["Session"]()
 
 
@@ -58,7 +58,8 @@ def lab(pytestconfig: pytest.Config) -> Iterator[Session]:
     # These import libvirt-python, which works only once libvirt is installed.
     from lab.session import session
 
-    with session(allow_foreign_guests=pytestconfig.getoption("--allow-foreign-guests")) as opened:
+    allowed = pytestconfig.getoption("--allow-foreign-guests")
+    with session(allow_foreign_guests=allowed, failures=pytestconfig.rootpath / FAILURES) as opened:
         pytestconfig.stash[SESSION] = opened
         yield opened
 
@@ -98,12 +99,5 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     report = yield
     session = item.config.stash.get(SESSION, None)
     if report.failed and session is not None:
-        session.keep_evidence(evidence_directory(item))
+        session.keep_evidence(item.nodeid)
     return report
-
-
-def evidence_directory(item: pytest.Item) -> Path:
-    """Where a test's evidence goes."""
-    from lab.evidence import file_name
-
-    return item.config.rootpath / "build" / "lab-failures" / file_name(item.nodeid)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 import uuid as uuids
 from contextlib import contextmanager
@@ -15,26 +14,17 @@ from typing import TYPE_CHECKING
 
 import libvirt
 
-from lab import emulator, inside, libraries
+from lab import files, inside
 from lab.clock import wait_until
-from lab.domain_xml import (
-    GuestSpec,
-    console_path,
-    disk_path,
-    parse_spec,
-    render,
-)
+from lab.domain_xml import parse_spec, render
 from lab.errors import AgentFailed, GuestNotReady, LabError
-from lab.host import require_room
-from lab.places import EMULATOR, GUESTS, PRIVATE_EMULATOR, guest_directory, private_emulator
-from lab.process import executable, option_of, running_with
-from lab.progress import say
-from lab.run import run
+from lab.places import console_path
+from lab.process import running_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
-    from lab.domain_xml import Machine
+    from lab.domain_xml import GuestSpec, Machine
     from lab.image import Image
     from lab.inside import Outcome
     from lab.process import Process
@@ -46,7 +36,6 @@ EVERYTHING_OF_IT = (
 )
 PRISTINE = "lab-pristine"
 READY_WITHIN_S = 300
-GUEST_NEEDS_MIB = 600
 SYSTEM_IS_UP = ("running", "degraded")
 
 
@@ -172,7 +161,7 @@ class Guest:
         """Remove it and all that was made for it; what is gone already is fine."""
         with _accepting(libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
             self.domain.destroy()
-        remove_files(self.uuid)
+        files.remove(self.uuid)
         with _accepting(libvirt.VIR_ERR_NO_DOMAIN):
             self.domain.undefineFlags(EVERYTHING_OF_IT)
 
@@ -205,61 +194,8 @@ def define(connection: libvirt.virConnect, spec: GuestSpec, image: Image, machin
     """Make a guest, not started. The caller holds the lab's lock: until it has a domain, its files look left over."""
     uuid = str(uuids.uuid4())
     try:
-        provide_files(spec, uuid, image)
+        files.provide(spec, uuid, image)
         return Guest(spec, uuid, connection.defineXML(render(spec, uuid, image, machine)))
     except BaseException:
-        remove_files(uuid)
+        files.remove(uuid)
         raise
-
-
-def provide_files(spec: GuestSpec, uuid: str, image: Image) -> None:
-    """Make what a guest's domain names and does not have yet."""
-    directory = guest_directory(uuid)
-    directory.mkdir(mode=0o755, parents=True, exist_ok=True)
-    disk = disk_path(uuid)
-    if not disk.exists():
-        require_room(directory, GUEST_NEEDS_MIB)
-        new = disk.with_name("disk.new")
-        if spec.disk_format == "qcow2":
-            run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", image.disk, "-F", "qcow2", new])
-        else:
-            run(["qemu-img", "convert", "-O", spec.disk_format, image.disk, new])
-        new.rename(disk)
-    if spec.private_emulator:
-        emulator.install(private_emulator(uuid))
-    if spec.private_library:
-        libraries.provide(uuid)
-
-
-def remove_files(uuid: str) -> None:
-    """Remove what `provide_files` made."""
-    shutil.rmtree(guest_directory(uuid), ignore_errors=True)
-    private_emulator(uuid).unlink(missing_ok=True)
-
-
-def remove_left_overs(connection: libvirt.virConnect) -> None:
-    """Remove guests whose test session has died, and files of none. The caller holds the lab's lock."""
-    for guest in lab_guests(connection):
-        if guest.spec.owner is not None and not guest.spec.owner.alive():
-            say(f"removing {guest.name}: its test session has died")
-            guest.destroy()
-    for uuid in files_without_domain(connection):
-        remove_files(uuid)
-
-
-def files_without_domain(connection: libvirt.virConnect) -> list[str]:
-    """UUIDs that name files and no domain."""
-    directories = [entry.name for entry in GUESTS.iterdir()] if GUESTS.exists() else []
-    copies = [copy.name.removeprefix(PRIVATE_EMULATOR) for copy in EMULATOR.parent.glob(f"{PRIVATE_EMULATOR}*")]
-    return sorted({*directories, *copies} - _known_uuids(connection))
-
-
-def processes_without_domain(connection: libvirt.virConnect) -> list[int]:
-    """QEMU processes of guests that are no domain (any more)."""
-    running = {process.pid: option_of(process.pid, "-uuid") for process in running_with("-uuid")}
-    known = _known_uuids(connection)
-    return [pid for pid, uuid in running.items() if uuid not in known and executable(pid).startswith(str(EMULATOR))]
-
-
-def _known_uuids(connection: libvirt.virConnect) -> set[str]:
-    return {domain.UUIDString() for domain in connection.listAllDomains()}

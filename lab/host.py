@@ -88,10 +88,16 @@ def missing(installed: str, wanted: tuple[str, ...]) -> list[str]:
     return [name for name in wanted if name not in present]
 
 
-def prepare() -> None:
-    """Have all that the lab needs before the rest of it can as much as be imported."""
+def prepare(*, install: bool = True) -> None:
+    """Have all that the lab needs before the rest of it can as much as be imported.
+
+    Without `install` nothing is installed: what looks or cleans up must not.
+    """
     require_a_suitable_machine()
-    install_packages()
+    # QEMU runs as another user, which has to read what the lab makes.
+    os.umask(0o022)
+    if install:
+        install_packages()
     try:
         importlib.import_module("libvirt")
     except ImportError as error:

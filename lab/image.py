@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 # The modules that determine what is in an image: a change to any of them makes another image.
 RECIPE_MODULES = ("image.py", "initrd.py", "packages.py", "tree.py")
-ROOT_LABEL = "root"
 DISK_SIZE = "2G"
 BUILD_NEEDS_MIB = 4096
 
@@ -102,7 +101,7 @@ def _build(image: Image, scratch: Path, wanted: Distribution, lock: int) -> None
         _take_kernel(root, image)
         raw = scratch / "root.raw"
         run(["truncate", "--size", DISK_SIZE, raw])
-        run(["mkfs.ext4", "-q", "-L", ROOT_LABEL, "-d", root, raw], inherit=[lock])
+        run(["mkfs.ext4", "-q", "-d", root, raw], inherit=[lock])
         run(["qemu-img", "convert", "-O", "qcow2", raw, image.disk], inherit=[lock])
         # Guests that boot while the disk still writes back boot up to three times slower.
         run(["sync"])

@@ -9,9 +9,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from lab.domain_xml import library_directory
 from lab.errors import Unsupported
-from lab.places import INSTALLED_EMULATOR
+from lab.places import INSTALLED_EMULATOR, library_directory
 from lab.run import run
 
 # Small, linked by QEMU, and used by nothing that a guest here does.

@@ -24,8 +24,23 @@ METADATA_NAMESPACE = "https://kvm.fleet/xmlns/lab/1"
 
 
 def guest_directory(uuid: str) -> Path:
-    """A guest's disk and console log. Named by UUID: a guest's name may be anything."""
+    """All files of a guest but its own QEMU. Named by UUID: a guest's name may be anything."""
     return GUESTS / uuid
+
+
+def disk_path(uuid: str) -> Path:
+    """A guest's disk."""
+    return guest_directory(uuid) / "disk"
+
+
+def console_path(uuid: str) -> Path:
+    """What a guest said on its serial console."""
+    return guest_directory(uuid) / "console.log"
+
+
+def library_directory(uuid: str) -> Path:
+    """Where the QEMU of a guest with a private library looks for libraries first."""
+    return guest_directory(uuid) / "lib"
 
 
 def private_emulator(uuid: str) -> Path:

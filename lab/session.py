@@ -10,7 +10,7 @@ import itertools
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypedDict
 
-from lab import daemons, emulator, evidence, guests
+from lab import daemons, emulator, evidence, leftovers
 from lab.bed import bed, changing_the_lab
 from lab.domain_xml import GuestSpec
 from lab.errors import LeftOver
@@ -43,8 +43,9 @@ class GuestOptions(TypedDict, total=False):
 class Session:
     """The test bed as one test session uses it, beside others if there are any."""
 
-    def __init__(self, ready: Bed, owner: Process) -> None:
+    def __init__(self, ready: Bed, owner: Process, failures: Path) -> None:
         self.bed = ready
+        self.failures = failures
         self._owner = owner
         self._numbers = itertools.count(1)
         self._present: dict[str, Guest] = {}
@@ -63,18 +64,26 @@ class Session:
         self._present[guest.uuid] = guest
         try:
             if start:
-                guest.start()
-                if wait and guest.spec.reachable:
-                    guest.wait_until_ready()
+                self._start(guest, wait=wait)
             yield guest
         finally:
             guest.destroy()
             del self._present[guest.uuid]
 
-    def keep_evidence(self, directory: Path) -> None:
+    def _start(self, guest: Guest, *, wait: bool) -> None:
+        try:
+            guest.start()
+            if wait and guest.spec.reachable:
+                guest.wait_until_ready()
+        except Exception:
+            # The test fails only after this guest is gone.
+            evidence.keep(guest, self.failures / "not-ready" / evidence.file_name(guest.name))
+            raise
+
+    def keep_evidence(self, what_failed: str) -> None:
         """Save what may explain a failure, of each guest that is there now."""
         for guest in self._present.values():
-            evidence.keep(guest, directory / evidence.file_name(guest.name))
+            evidence.keep(guest, self.failures / evidence.file_name(what_failed) / evidence.file_name(guest.name))
 
     def left_overs(self) -> list[str]:
         """What this session has left behind, and files or processes of guests that are no more."""
@@ -86,27 +95,28 @@ class Session:
         connection = self.bed.connection
         return [
             *(f"domain {guest.name!r}" for guest in ours),
-            *(f"QEMU process {pid}" for pid in guests.processes_without_domain(connection)),
-            *(f"files of {uuid}" for uuid in guests.files_without_domain(connection)),
+            *(f"QEMU process {pid}" for pid in leftovers.processes_without_domain(connection)),
+            *(f"files of {uuid}" for uuid in leftovers.files_without_domain(connection)),
         ]
 
 
 @contextmanager
-def session(*, allow_foreign_guests: bool) -> Iterator[Session]:
+def session(*, allow_foreign_guests: bool, failures: Path) -> Iterator[Session]:
     """Bring the bed up for a test session; at the end, take down what only this one needed.
 
-    Raises LeftOver if something of it outlives it.
+    Evidence goes below `failures`. Raises LeftOver if something of it outlives it.
     """
     libvirt_was_on = answering()
     emulator_was_there = EMULATOR.exists()
     with bed(allow_foreign_guests=allow_foreign_guests) as ready:
-        opened = Session(ready, this_process())
+        opened = Session(ready, this_process(), failures)
         yield opened
         left = opened.left_overs()
         alone = not ready.guests()
-    if alone and not emulator_was_there:
-        emulator.remove_all()
-    if alone and not libvirt_was_on:
-        daemons.stop()
+    with changing_the_lab():
+        if alone and not emulator_was_there:
+            emulator.remove_all()
+        if alone and not libvirt_was_on:
+            daemons.stop()
     if left:
         raise LeftOver(f"the test session leaves behind: {', '.join(left)}", "python -m lab down")

@@ -71,7 +71,6 @@ FILES = {
     ),
 }
 
-
 LEFT_BY_MMDEBSTRAP = (
     "etc/apt/apt.conf.d/99mmdebstrap",
     "etc/apt/sources.list",
@@ -82,6 +81,10 @@ LEFT_BY_MMDEBSTRAP = (
 
 def bootstrap(tree: Path, downloads: Path, archive: Archive, *, inherit: Sequence[int]) -> None:
     """Install the distribution into `tree`, and fetch its agent's package into `downloads`."""
+    # In a file: an option may hold a proxy's password, and command lines are seen and reported.
+    options = downloads / "apt.conf"
+    options.touch(mode=0o600)
+    options.write_text("".join(f"{option};\n" for option in (*archive.apt_options, "Acquire::Languages none")), "utf-8")
     included = (*INCLUDED, KERNELS[archive.distribution.id])
     download = 'APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get download qemu-guest-agent'
     run(
@@ -93,8 +96,7 @@ def bootstrap(tree: Path, downloads: Path, archive: Archive, *, inherit: Sequenc
             "--variant=minbase",
             "--format=directory",
             f"--include={','.join(included)}",
-            *(f"--aptopt={option}" for option in archive.apt_options),
-            "--aptopt=Acquire::Languages none",
+            f"--aptopt={options}",
             *(f"--dpkgopt=path-exclude=/usr/share/{what}/*" for what in ("doc", "locale", "man")),
             f"--customize-hook=cd {shlex.quote(str(downloads))} && {download}",
             archive.distribution.codename,

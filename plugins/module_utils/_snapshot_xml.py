@@ -39,11 +39,14 @@ def build_snapshot(name: str, description: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
+LONGEST_NAME = 255 - len(".xml")
+
+
 def check_snapshot_name(name: str) -> None:
     """Raise InvalidRequest for a name that libvirt's QEMU driver or XML 1.0 cannot hold.
 
-    libvirt keeps each snapshot's XML in a file of the snapshot's name, so it refuses slashes and a leading dot. QEMU
-    keeps at most 255 bytes of the name in the qcow2 header.
+    libvirt keeps each snapshot's XML in a file named after the snapshot and ".xml", so it refuses slashes and a leading
+    dot. A file's name has at most 255 bytes; libvirt 9.0 finds out only after the snapshot was made.
     """
     problem = None
     if not name:
@@ -52,8 +55,8 @@ def check_snapshot_name(name: str) -> None:
         problem = "contains a slash"
     elif name.startswith("."):
         problem = "begins with a dot"
-    elif len(name.encode("utf-8", "surrogatepass")) > 255:
-        problem = "is longer than 255 bytes"
+    elif len(name.encode("utf-8", "surrogatepass")) > LONGEST_NAME:
+        problem = f"is longer than {LONGEST_NAME} bytes"
     elif any(not _allowed_in_xml(character) for character in name):
         problem = "contains a control character"
     elif name != name.strip():

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["lab.fixtures"]
 
-NASTY_NAME = """-Zoë's <b>&amp; "\\db" 1"""
+NASTY_NAME = """-Zoë's <b>&amp; "\\db" {{ 1 + 1 }}"""
 
 
 class Pair(NamedTuple):

@@ -86,7 +86,7 @@ def make_fresh(guest: Guest, *, drifted: bool = False) -> None:
 def stop_agent(guest: Guest) -> None:
     """Have the agent in a guest fall silent; nothing but `make_fresh` wakes it."""
     guest.output(
-        *("/usr/bin/systemd-run", "--collect", "--on-active=100ms"),
+        *("/usr/bin/systemd-run", "--collect", "--on-active=100ms", "--timer-property=AccuracySec=10ms"),
         *("/usr/bin/systemctl", "stop", "qemu-guest-agent.service"),
     )
     while guest.answers():

@@ -50,24 +50,32 @@ def _run(program: str, *arguments: str, inventory: Path) -> subprocess.Completed
     return done
 
 
+def literal(value: object) -> str:
+    """A value as JSON in which Ansible finds nothing to template. In JSON itself no two braces open at once."""
+    return json.dumps(value).replace("{{", "{{ '{{' }}")
+
+
 def module(name: str, /, *, check: bool = False, diff: bool = False, **options: Any) -> dict[str, Any]:
     """Run one of the collection's modules on this machine as the hypervisor, and return its result.
 
-    With `diff`, what Ansible prints as the difference is in the result under `printed_diff`.
+    Whether it failed is in the result under `failed`; with `diff`, what Ansible prints as the difference is there under
+    `printed_diff`.
     """
     flags = [*(["--check"] if check else []), *(["--diff"] if diff else [])]
-    action = ["--module-name", f"kvm.fleet.{name}", "--args", json.dumps(options)]
-    done = _run("ansible", *flags, *action, "localhost", inventory=HYPERVISORS)
+    given = ["--args", literal(options)] if options else []
+    done = _run("ansible", *flags, "--module-name", f"kvm.fleet.{name}", *given, "localhost", inventory=HYPERVISORS)
     printed_diff, _marker, answer = done.stdout.partition("localhost | ")
-    result = json.loads(answer.partition(" => ")[2] or "null")
+    verdict, _arrow, told = answer.partition(" => ")
+    result = json.loads(told or "null")
     assert isinstance(result, dict), done.stdout + done.stderr
+    result |= {"failed": verdict == "FAILED!"}
     return {**result, "printed_diff": printed_diff} if diff else result
 
 
 def refusal(name: str, /, *, check: bool = False, **options: Any) -> dict[str, Any]:
     """Run a module that has to fail with one of the collection's typed errors, and return that."""
     result = module(name, check=check, **options)
-    assert result.get("failed") is True, result
+    assert result["failed"], result
     assert isinstance(result["transient"], bool)
     assert isinstance(result["evidence"], dict)
     assert result["remedy"]
@@ -126,7 +134,7 @@ def playbook(
 ) -> PlaybookRun:
     """Run one of the collection's playbooks, on these guests or on those that it chooses itself."""
     extra = {**({"fleet_guests": list(guests)} if guests else {}), **(variables or {})}
-    said = ["--extra-vars", json.dumps(extra)] if extra else []
+    said = ["--extra-vars", literal(extra)] if extra else []
     done = _run("ansible-playbook", *said, *arguments, f"kvm.fleet.{name}", inventory=inventory)
     return PlaybookRun(done.returncode, f"{done.stdout}{done.stderr}")
 
@@ -137,6 +145,6 @@ def listing(directory: Path, guests: Mapping[str, Mapping[str, object]]) -> Path
     hosts = {name: {"kvm_hypervisor": "localhost", **variables} for name, variables in guests.items()}
     inventory = directory / "guests.yml"
     inventory.write_text(
-        json.dumps({"kvm_guests": {"hosts": hosts}, "ungrouped": {"hosts": {"localhost": here}}}), encoding="utf-8"
+        literal({"kvm_guests": {"hosts": hosts}, "ungrouped": {"hosts": {"localhost": here}}}), encoding="utf-8"
     )
     return inventory

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def power(state: str, guest: Guest, **options: Any) -> dict[str, Any]:
     result = module("domain_power", name=guest.name, state=state, **options)
-    assert "failed" not in result, result
+    assert not result["failed"], result
     return result
 
 

@@ -32,7 +32,7 @@ def quiet_guest(lab: Session) -> Iterator[Guest]:
 def state(wanted: str, guest: Guest, name: str | None = None, **options: Any) -> dict[str, Any]:
     named: dict[str, Any] = {} if name is None else {"snapshot": name}
     result = module("domain_snapshot", name=guest.name, state=wanted, **named, **options)
-    assert "failed" not in result, result
+    assert not result["failed"], result
     return result
 
 
@@ -101,7 +101,7 @@ def test_the_difference_names_the_snapshot(quiet_guest: Guest) -> None:
         "$(id) `id` \\ ; |",
         "]]>",
         "{{ 1 + 1 }}",
-        "ü" * 127,
+        "ü" * 123 + "a",
     ],
 )
 def test_nasty_names(quiet_guest: Guest, name: str) -> None:
@@ -115,7 +115,7 @@ def test_nasty_names(quiet_guest: Guest, name: str) -> None:
 
 
 @pytest.mark.parametrize("check", [False, True])
-@pytest.mark.parametrize("name", ["a/b", ".hidden", "", "tab\there", "bell\a", " spaced", "x" * 256])
+@pytest.mark.parametrize("name", ["a/b", ".hidden", "", "tab\there", "bell\a", " spaced", "ü" * 124])
 def test_impossible_names(quiet_guest: Guest, name: str, check: bool) -> None:
     before = snapshots(quiet_guest)
     result = refusal("domain_snapshot", check=check, name=quiet_guest.name, snapshot=name)

@@ -147,7 +147,7 @@ def test_creates_and_removes(pristine_guest: Guest) -> None:
 
     def changed(options: dict[str, Any], *, check: bool = False) -> bool:
         result = module("guest_exec", check=check, name=pristine_guest.name, **options)
-        assert "failed" not in result, result
+        assert not result["failed"], result
         return bool(result["changed"])
 
     def there() -> bool:

@@ -52,7 +52,7 @@ def upgraded(shared_guest: Guest) -> Iterator[Upgraded]:
 
 
 def test_an_upgrade_of_the_agent_survives_the_agents_restart(upgraded: Upgraded) -> None:
-    assert "failed" not in upgraded.first, upgraded.first
+    assert not upgraded.first["failed"], upgraded.first
     assert upgraded.after.agent_pid != upgraded.before.agent_pid
     assert upgraded.after.packages["qemu-guest-agent"] == upgraded.before.packages["qemu-guest-agent"] + "+lab1"
     assert upgraded.guest.output("/usr/bin/dpkg", "--audit") == ""

@@ -40,7 +40,8 @@ def test_what_is_no_command_is_refused(arguments: list[str]) -> None:
 
 
 def test_a_failure_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    def refuse() -> None:
+    def refuse(*, install: bool) -> None:
+        assert not install, "status only looks"
         raise Unsupported("the lab needs root", "run it as root")
 
     monkeypatch.setattr(host, "prepare", refuse)
