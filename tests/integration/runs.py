@@ -26,7 +26,8 @@ _RECAP = re.compile(r"^(.*?) +: (ok=\d+ .*)$", re.MULTILINE)
 _STATISTICS = "\tRUN: "
 
 
-def _run(program: str, *arguments: str, inventory: Path) -> subprocess.CompletedProcess[str]:
+def command(program: str, *, inventory: Path) -> tuple[list[str], dict[str, str]]:
+    """The first words of a command line of Ansible's, and the environment to run it in."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith("ANSIBLE_")}
     environment |= {
         "PATH": f"{_PROGRAMS}:{environment['PATH']}",
@@ -36,8 +37,13 @@ def _run(program: str, *arguments: str, inventory: Path) -> subprocess.Completed
         "ANSIBLE_NOCOLOR": "1",
         "ANSIBLE_SHOW_CUSTOM_STATS": "1",
     }
+    return [str(_PROGRAMS / program), "--inventory", str(inventory)], environment
+
+
+def _run(program: str, *arguments: str, inventory: Path) -> subprocess.CompletedProcess[str]:
+    words, environment = command(program, inventory=inventory)
     done = subprocess.run(
-        [_PROGRAMS / program, "--inventory", inventory, *arguments],
+        [*words, *arguments],
         env=environment,
         cwd=ROOT,
         stdin=subprocess.DEVNULL,
