@@ -71,6 +71,7 @@ class FakeDomain:
         self.faults: dict[str, FleetError] = {}
         self.persistent = True
         self.managed_save = False
+        self.goes_off_before_request = False
         self.agent_channel = True
         self.disk_formats: tuple[str, ...] = ("qcow2",)
         self.loader = ""
@@ -127,6 +128,8 @@ class FakeDomain:
 
     def shutdown(self, method: ShutdownMethod) -> None:
         self._change(f"shutdown by {method.value}")
+        if self.goes_off_before_request:
+            self.go_off()
         if self._state not in ACTIVE_STATES:
             raise DomainNotRunning("Requested operation is not valid: domain is not running", remedy="Start it.")
         if method is ShutdownMethod.AGENT and self.agent.silent:

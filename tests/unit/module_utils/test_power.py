@@ -1,0 +1,347 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Power: the plan, and a stateful hypervisor on which it is carried out and proved."""
+
+from __future__ import annotations
+
+import shlex
+
+import pytest
+
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState, ShutdownMethod, require_running
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    AgentSilent,
+    DomainNotRunning,
+    DomainUnsafe,
+    FleetError,
+    ProofFailed,
+    ShutdownTimeout,
+    StartFailed,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._observe import observe
+from ansible_collections.kvm.fleet.plugins.module_utils._power import (
+    PowerOptions,
+    PowerReport,
+    PowerState,
+    Step,
+    Transition,
+    apply,
+    check,
+    plan,
+)
+from tests.unit.fake_hypervisor import FakeDomain, FakeHypervisor, libvirt_failed
+
+CYCLE = (Step.SHUT_DOWN, Step.START, Step.WAIT_FOR_AGENT)
+ACPI_ONCE = ["shutdown by acpi"]
+
+
+@pytest.fixture
+def domain(hypervisor: FakeHypervisor) -> FakeDomain:
+    return hypervisor.add("web1")
+
+
+def cycle(hypervisor: FakeHypervisor, domain: FakeDomain, options: PowerOptions | None = None) -> PowerReport:
+    return apply(hypervisor, domain, CYCLE, options or PowerOptions())
+
+
+# --- the plan ------------------------------------------------------------------------------------
+
+OFF = (DomainState.SHUT_OFF, DomainState.CRASHED, DomainState.NO_STATE)
+IN_BETWEEN = (DomainState.PAUSED, DomainState.SHUTTING_DOWN, DomainState.SUSPENDED)
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted", "agent_timeout", "expected"),
+    [
+        (DomainState.RUNNING, PowerState.STARTED, 300, ()),
+        (DomainState.RUNNING, PowerState.STOPPED, 300, (Step.SHUT_DOWN,)),
+        (DomainState.RUNNING, PowerState.RESTARTED, 300, CYCLE),
+        (DomainState.RUNNING, PowerState.RESTARTED, 0, (Step.SHUT_DOWN, Step.START)),
+        (DomainState.BLOCKED, PowerState.RESTARTED, 300, CYCLE),
+        *((state, PowerState.STARTED, 300, (Step.START, Step.WAIT_FOR_AGENT)) for state in OFF),
+        *((state, PowerState.STARTED, 0, (Step.START,)) for state in OFF),
+        *((state, PowerState.STOPPED, 300, ()) for state in OFF),
+    ],
+)
+def test_the_plan_leads_from_what_is_to_what_is_wanted(
+    hypervisor: FakeHypervisor,
+    state: DomainState,
+    wanted: PowerState,
+    agent_timeout: float,
+    expected: tuple[Step, ...],
+) -> None:
+    domain = hypervisor.add("web1", state)
+    assert plan(observe(hypervisor, domain), wanted, PowerOptions(agent_timeout=agent_timeout)) == expected
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted"),
+    [
+        *((state, PowerState.RESTARTED) for state in OFF),
+        *((state, wanted) for state in IN_BETWEEN for wanted in PowerState),
+    ],
+)
+def test_a_state_that_somebody_else_must_resolve_is_refused(
+    hypervisor: FakeHypervisor, domain: FakeDomain, state: DomainState, wanted: PowerState
+) -> None:
+    domain.be(state)
+    with pytest.raises(DomainNotRunning) as raised:
+        plan(observe(hypervisor, domain), wanted, PowerOptions())
+    assert raised.value.message == f"domain 'web1' is {state.value.replace('_', ' ')}, not running"
+    assert raised.value.evidence == {"state": state.value}
+
+
+@pytest.mark.parametrize(
+    "state", [state for state in DomainState if state not in (DomainState.RUNNING, DomainState.BLOCKED)]
+)
+def test_every_state_but_running_has_its_remedy(state: DomainState) -> None:
+    with pytest.raises(DomainNotRunning) as raised:
+        require_running("web1", state)
+    assert raised.value.remedy
+
+
+@pytest.mark.parametrize("wanted", [PowerState.STOPPED, PowerState.RESTARTED])
+def test_a_domain_that_would_not_survive_a_shutdown_is_refused(
+    hypervisor: FakeHypervisor, domain: FakeDomain, wanted: PowerState
+) -> None:
+    domain.persistent = False
+    with pytest.raises(DomainUnsafe, match=r"'web1' is transient"):
+        plan(observe(hypervisor, domain), wanted, PowerOptions())
+    domain.persistent, domain.managed_save = True, True
+    with pytest.raises(DomainUnsafe, match=r"'web1' runs and also has a managed save image"):
+        plan(observe(hypervisor, domain), wanted, PowerOptions())
+
+
+def test_a_transient_domain_that_runs_already_counts_as_started(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    domain.persistent = False
+    assert plan(observe(hypervisor, domain), PowerState.STARTED, PowerOptions()) == ()
+
+
+# --- what is checked first -----------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("steps", "options"),
+    [
+        (CYCLE, PowerOptions()),
+        ((Step.SHUT_DOWN,), PowerOptions(method=ShutdownMethod.AGENT)),
+        ((Step.SHUT_DOWN, Step.START), PowerOptions(method=ShutdownMethod.AGENT, agent_timeout=0)),
+    ],
+)
+def test_a_silent_agent_that_is_needed_is_refused_before_anything_is_done(
+    hypervisor: FakeHypervisor, domain: FakeDomain, steps: tuple[Step, ...], options: PowerOptions
+) -> None:
+    check(hypervisor, domain, steps, options)
+    domain.agent.silent = True
+    with pytest.raises(AgentSilent):
+        check(hypervisor, domain, steps, options)
+    assert domain.changes == []
+
+
+@pytest.mark.parametrize(
+    "steps", [(), (Step.SHUT_DOWN,), (Step.SHUT_DOWN, Step.START), (Step.START, Step.WAIT_FOR_AGENT)]
+)
+def test_an_agent_that_is_not_needed_is_not_asked(
+    hypervisor: FakeHypervisor, domain: FakeDomain, steps: tuple[Step, ...]
+) -> None:
+    domain.agent.silent = True
+    check(hypervisor, domain, steps, PowerOptions())
+    assert domain.agent.requests == []
+
+
+# --- carrying it out -----------------------------------------------------------------------------
+
+
+def test_a_power_cycle_ends_on_a_new_process_and_a_new_boot(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    old_pid, old_boot = domain.pid, domain.boot_id
+    report = cycle(hypervisor, domain)
+    assert domain.changes == ["shutdown by acpi", "start"]
+    assert report.process_before is not None
+    assert report.process_after is not None
+    assert (report.process_before.pid, report.process_after.pid) == (old_pid, domain.pid)
+    assert (report.boot_id_before, report.boot_id_after) == (old_boot, domain.boot_id)
+    assert old_boot != domain.boot_id
+    assert not report.forced
+
+
+def test_the_transitions_are_recorded_with_their_times(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    assert cycle(hypervisor, domain).transitions == [
+        Transition(DomainState.RUNNING, "2026-03-01T02:00:00Z"),
+        Transition(DomainState.SHUT_OFF, "2026-03-01T02:00:04Z"),
+        Transition(DomainState.RUNNING, "2026-03-01T02:00:04Z"),
+    ]
+
+
+def test_nothing_to_do_does_nothing(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    report = apply(hypervisor, domain, (), PowerOptions())
+    assert domain.changes == []
+    assert (report.process_before, report.process_after) == (None, None)
+
+
+def test_a_stopped_domain_is_started_without_a_proof_of_change(hypervisor: FakeHypervisor) -> None:
+    domain = hypervisor.add("web1", DomainState.SHUT_OFF)
+    report = apply(hypervisor, domain, (Step.START, Step.WAIT_FOR_AGENT), PowerOptions())
+    assert domain.changes == ["start"]
+    assert report.process_before is None
+    assert report.process_after is not None
+    assert (report.boot_id_before, report.boot_id_after) == (None, None)
+
+
+def test_the_agent_can_be_asked_for_the_shutdown(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    cycle(hypervisor, domain, PowerOptions(method=ShutdownMethod.AGENT))
+    assert domain.changes == ["shutdown by agent", "start"]
+
+
+def test_a_guest_without_agent_is_cycled_when_nobody_waits_for_it(
+    hypervisor: FakeHypervisor, domain: FakeDomain
+) -> None:
+    domain.agent_channel = False
+    report = apply(hypervisor, domain, (Step.SHUT_DOWN, Step.START), PowerOptions(agent_timeout=0))
+    assert report.process_before != report.process_after
+    assert domain.agent.requests == []
+
+
+def test_a_guest_that_ignores_its_power_button_is_left_running(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    domain.habits.shuts_down_after = None
+    pid = domain.pid
+    with pytest.raises(ShutdownTimeout) as raised:
+        cycle(hypervisor, domain, PowerOptions(shutdown_timeout=100))
+    assert raised.value.message == (
+        "domain 'web1' was asked to shut down 100 s ago and is still running; it was left so, and may yet go off"
+    )
+    assert (domain.state(), domain.pid) == (DomainState.RUNNING, pid)
+    assert "destroy" not in domain.changes
+    assert "start" not in domain.changes
+    assert raised.value.evidence["forced"] is False
+
+
+def test_the_button_is_pressed_again_every_thirty_seconds(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    domain.habits.deaf_to = 2
+    report = cycle(hypervisor, domain)
+    assert domain.changes == [*ACPI_ONCE * 3, "start"]
+    off = report.transitions[1]
+    assert "2026-03-01T02:01:04Z" <= off.at <= "2026-03-01T02:01:10Z"
+
+
+def test_force_ends_a_guest_at_the_deadline_and_says_so(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    domain.habits.shuts_down_after = None
+    report = cycle(hypervisor, domain, PowerOptions(shutdown_timeout=20, force=True))
+    assert domain.changes == ["shutdown by acpi", "destroy", "start"]
+    assert report.forced
+    assert report.transitions[1] == Transition(DomainState.SHUT_OFF, "2026-03-01T02:00:20Z")
+
+
+def test_force_is_not_used_on_a_guest_that_complies(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    assert not cycle(hypervisor, domain, PowerOptions(force=True)).forced
+    assert "destroy" not in domain.changes
+
+
+def test_a_guest_that_goes_off_as_it_is_asked_is_off(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    """Between the look and the request it was gone, so libvirt refuses the request."""
+    domain.goes_off_before_request = True
+    cycle(hypervisor, domain)
+    assert domain.changes == ["shutdown by acpi", "start"]
+    assert domain.state() is DomainState.RUNNING
+
+
+def test_a_request_that_libvirt_refuses_leaves_the_guest_running(
+    hypervisor: FakeHypervisor, domain: FakeDomain
+) -> None:
+    domain.faults["shutdown"] = libvirt_failed("cannot acquire state change lock")
+    with pytest.raises(FleetError, match="cannot acquire state change lock") as raised:
+        cycle(hypervisor, domain)
+    assert domain.state() is DomainState.RUNNING
+    assert domain.changes == ACPI_ONCE
+    assert raised.value.evidence["transitions"] == [{"state": "running", "at": "2026-03-01T02:00:00Z"}]
+
+
+NASTY_NAMES = ["web1", "vm 1", "it's", '"$(reboot)"', "größe", "<&>", "-rf", "--help", "a;b"]
+
+
+@pytest.mark.parametrize("name", NASTY_NAMES)
+def test_a_failed_start_tells_the_one_command_that_brings_the_guest_back(hypervisor: FakeHypervisor, name: str) -> None:
+    domain = hypervisor.add(name)
+    domain.faults["start"] = libvirt_failed("unsupported machine type")
+    with pytest.raises(StartFailed) as raised:
+        cycle(hypervisor, domain)
+    assert raised.value.message == f"domain {name!r} is off and cannot be started: unsupported machine type"
+    command = raised.value.remedy.split("then '", 1)[1].removesuffix("' brings it back.")
+    words = shlex.split(command)
+    assert words[:2] == ["virsh", "start"]
+    assert words[-1] == name
+    assert words[2:-1] == (["--"] if name.startswith("-") else [])
+
+
+def test_a_guest_that_goes_off_again_has_not_started(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    domain.habits.boots_in = 60
+    hypervisor.clock.after(20, domain.go_off)
+    with pytest.raises(StartFailed, match=r"'web1' was started and went off again") as raised:
+        cycle(hypervisor, domain)
+    assert [transition["state"] for transition in transitions_of(raised.value)] == [
+        *("running", "shut_off", "running", "shut_off"),
+    ]
+
+
+def transitions_of(error: FleetError) -> list[dict[str, str]]:
+    transitions = error.evidence["transitions"]
+    assert isinstance(transitions, list)
+    return transitions
+
+
+def test_an_agent_that_never_comes_back_is_said_so(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    domain.habits.boots_in = 10_000
+    with pytest.raises(AgentSilent) as raised:
+        cycle(hypervisor, domain, PowerOptions(agent_timeout=120))
+    assert raised.value.message == (
+        "domain 'web1' is running and its guest agent has not answered within 120 s of its start"
+    )
+    assert domain.state() is DomainState.RUNNING
+    assert len(transitions_of(raised.value)) == 3
+
+
+def test_an_unchanged_process_is_no_restart(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    hypervisor.recycle_pid = True
+    domain.go_off()
+    domain.be(DomainState.RUNNING)
+    with pytest.raises(ProofFailed, match=r"'web1' was restarted and still has QEMU process \d+"):
+        cycle(hypervisor, domain)
+
+
+def test_a_reused_pid_with_another_start_time_is_a_new_process(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    old = domain.pid
+    hypervisor.recycle_pid = True
+    report = cycle(hypervisor, domain)
+    assert domain.pid == old
+    assert report.process_before != report.process_after
+
+
+def test_an_unchanged_boot_id_is_no_cold_start(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    domain.habits.new_boot_id = False
+    with pytest.raises(ProofFailed, match=r"new QEMU process and its guest still has the old boot id"):
+        cycle(hypervisor, domain)
+
+
+def test_a_guest_that_only_answers_pings_is_restarted_all_the_same(
+    hypervisor: FakeHypervisor, domain: FakeDomain
+) -> None:
+    domain.agent.blocked |= {"guest-exec", "guest-exec-status"}
+    report = cycle(hypervisor, domain)
+    assert (report.boot_id_before, report.boot_id_after) == (None, None)
+    assert report.process_before != report.process_after
+
+
+def test_a_failure_after_force_says_that_force_was_used(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    domain.habits.shuts_down_after = None
+    domain.faults["start"] = libvirt_failed("no")
+    with pytest.raises(StartFailed) as raised:
+        cycle(hypervisor, domain, PowerOptions(force=True, shutdown_timeout=5))
+    assert raised.value.evidence["forced"] is True
+
+
+def test_other_domains_are_left_alone(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    other = hypervisor.add("web10")
+    pid = other.pid
+    cycle(hypervisor, domain)
+    assert (other.changes, other.pid, other.agent.requests) == ([], pid, [])
