@@ -21,9 +21,9 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     AgentCommandBlocked,
     AgentCommandFailed,
     AgentProtocolError,
-    AgentSilent,
     CommandResultLost,
     CommandTimeout,
+    FleetError,
 )
 
 REPLY_TIMEOUT = 15
@@ -138,15 +138,18 @@ class GuestAgent:
         """Run a process to its end.
 
         ``timeout`` is in seconds. Raises CommandTimeout, with the pid as evidence and the process still running, and
-        CommandResultLost. An agent that falls silent in between is asked again until the deadline.
+        CommandResultLost. An agent that falls silent in between, or a libvirt that does, is asked again until the
+        deadline.
         """
         deadline = Deadline(self._clock, timeout)
         pid = self.start(argv, stdin)
-        silence: AgentSilent | None = None
+        silence: FleetError | None = None
         for _tick in ticks(deadline, self._clock):
             try:
                 status = self.status(pid)
-            except AgentSilent as error:
+            except FleetError as error:
+                if not error.transient:
+                    raise
                 silence = error
                 continue
             silence = None

@@ -62,7 +62,7 @@ def selected_upgrade(changes: Iterable[PackageChange], *, autoremove: bool) -> t
 
     apt-get has no option for security updates only, so they are selected by where their versions come from.
     """
-    wanted = [f"{change.name}={change.new}" for change in changes if change.new]
+    wanted = [f"{_qualified(change)}={change.new}" for change in changes if change.old and change.new]
     return (*(("--autoremove",) if autoremove else ()), "install", "--only-upgrade", *wanted)
 
 
@@ -81,6 +81,11 @@ dpkg --force-confdef --force-confold --configure -a &&
 apt-get -y -o "DPkg::Lock::Timeout=$1" -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold -f install
 """
 """A script that finishes what an interrupted package operation has left half done."""
+
+
+def _qualified(change: PackageChange) -> str:
+    """A package's name with its architecture, where it has one."""
+    return change.name if change.arch in ("", "all") else f"{change.name}:{change.arch}"
 
 
 _INSTALL = re.compile(r"Inst (\S+) (?:\[([^\]]+)\] )?\((\S+) (.*?)\s*\[([^\]]+)\]\)")

@@ -28,11 +28,11 @@ class ChannelState(str, Enum):
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk that the guest can write to. ``source`` is a path on the hypervisor, or None for network storage."""
+    """A disk that the guest can write to. ``file`` is the image on the hypervisor, None where it is none."""
 
     target: str
     format: str
-    source: str | None
+    file: str | None
 
 
 @dataclass(frozen=True)
@@ -74,13 +74,12 @@ def _writable_disks(root: ElementTree.Element) -> list[Disk]:
         if disk.get("device", "disk") not in ("disk", "lun") or disk.find("readonly") is not None:
             continue
         driver, source, target = disk.find("driver"), disk.find("source"), disk.find("target")
-        path = None if source is None else source.get("file") or source.get("dev")
         disks.append(
             Disk(
                 target="?" if target is None else target.get("dev", "?"),
                 # libvirt's own default: a disk without a stated format is raw.
                 format="raw" if driver is None else driver.get("type", "raw"),
-                source=path,
+                file=None if source is None else source.get("file"),
             )
         )
     return disks

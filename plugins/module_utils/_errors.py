@@ -66,6 +66,13 @@ class DomainNotRunning(FleetError):
     error_code = "domain_not_running"
 
 
+class DomainBusy(FleetError):
+    """Another operation on the domain holds libvirt's lock on it."""
+
+    error_code = "domain_busy"
+    transient = True
+
+
 class DomainUnsafe(FleetError):
     """Something about the domain makes the operation lose what cannot be brought back."""
 

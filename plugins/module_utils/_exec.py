@@ -172,12 +172,18 @@ def failure_of(outcome: Outcome) -> FleetError | None:
 
 
 def output_of(agent: GuestAgent, command: Command) -> str:
-    """What a command that has to succeed writes to standard output. Raises CommandFailed and CommandKilled."""
+    """All that a command which has to succeed writes to standard output. Raises CommandFailed and CommandKilled."""
     outcome = run_command(agent, command)
     error = failure_of(outcome)
     if error:
         error.evidence.update(command=list(command.argv), stderr=list(last_lines(outcome.stderr)))
         raise error
+    if outcome.stdout_truncated:
+        raise CommandFailed(
+            f"the command wrote more than {command.max_output} bytes",
+            remedy="Look in the guest at what it writes; half of it would be worse than nothing.",
+            evidence={"command": list(command.argv)},
+        )
     return outcome.stdout
 
 

@@ -13,22 +13,30 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import Clock, Deadline, ticks
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    AgentCommandFailed,
     AgentProtocolError,
-    AgentSilent,
+    CommandFailed,
     CommandKilled,
     CommandResultLost,
     CommandTimeout,
+    FleetError,
     GuestUnsupported,
     UpgradeRunning,
     UpgradeTimeout,
 )
-from ansible_collections.kvm.fleet.plugins.module_utils._exec import Command, output_of, run_command, shell_script
+from ansible_collections.kvm.fleet.plugins.module_utils._exec import (
+    MAX_OUTPUT,
+    Command,
+    output_of,
+    run_command,
+    shell_script,
+)
 
 UNIT = "kvm-fleet-upgrade.service"
 """One name for all runs: systemd itself then refuses to run two upgrades in one guest."""
@@ -49,6 +57,12 @@ class JobState(str, Enum):
     """The job has left its exit code, and nobody has finished with it."""
     CUT_OFF = "cut_off"
     """The unit is gone and left no exit code: it was killed, or the guest went down under it."""
+    UNCLEAR = "unclear"
+    """The job has left no exit code, and systemd does not answer, as while it is itself upgraded."""
+
+
+UNFINISHED = frozenset({JobState.RUNNING, JobState.UNCLEAR})
+"""States in which the only thing to do is to wait."""
 
 
 @dataclass(frozen=True)
@@ -80,12 +94,15 @@ exit "$code"
 
 # The unit is looked at before the exit code, or a job that ends in between would seem to have been cut off.
 _LOOK = """\
-active=no
-systemctl is-active --quiet "$2" && active=yes
+unit=$(systemctl is-active "$2" 2>/dev/null)
 if [ ! -e "$1/job" ]; then echo none
 elif [ -e "$1/exit" ]; then echo "ended $(cat "$1/exit")"
-elif [ "$active" = yes ]; then echo running
-else echo cut_off
+else
+  case $unit in
+    inactive | failed | unknown) echo cut_off ;;
+    active | activating | deactivating | reloading) echo running ;;
+    *) echo unclear ;;
+  esac
 fi
 [ ! -e "$1/progress" ] || tail -n 1 "$1/progress"
 """
@@ -118,6 +135,9 @@ def start(agent: GuestAgent, script: str, arguments: Sequence[str]) -> None:
     )
 
 
+_STATES_WITHOUT_CODE = frozenset(state.value for state in JobState if state is not JobState.ENDED)
+
+
 def look(agent: GuestAgent) -> JobLook:
     """Ask how the job is, without waiting for it."""
     return parse_look(output_of(agent, shell_script(_LOOK, JOURNAL, UNIT, timeout=STEP_TIMEOUT)))
@@ -129,7 +149,7 @@ def parse_look(output: str) -> JobLook:
     ended = re.fullmatch(r"ended ([0-9]{1,3})", state)
     if ended:
         return JobLook(JobState.ENDED, int(ended.group(1)), progress.strip())
-    if state not in (JobState.NONE.value, JobState.RUNNING.value, JobState.CUT_OFF.value):
+    if state not in _STATES_WITHOUT_CODE:
         raise AgentProtocolError(
             f"the guest's answer about its upgrade is {state[:80]!r}, which is none",
             remedy=f"Look at {JOURNAL} in the guest; the file 'exit' there has to hold one number.",
@@ -137,23 +157,29 @@ def parse_look(output: str) -> JobLook:
     return JobLook(JobState(state), None, progress.strip())
 
 
+_ASK_AGAIN = (AgentCommandFailed, CommandFailed, CommandKilled, CommandResultLost, CommandTimeout)
+
+
 def wait(agent: GuestAgent, clock: Clock, timeout: float) -> JobLook:
     """Wait for as long as the job runs, and return the first look that finds it otherwise.
 
-    An agent that is silent, or that was restarted and so lost an answer, is asked again until the deadline. Raises
-    UpgradeTimeout, with the job still running.
+    A look that fails is taken again until the deadline: the agent or libvirt may be restarted meanwhile, and nothing
+    can be started in a guest whose libc or shell is just being replaced. Raises UpgradeTimeout, with the job still
+    running.
     """
     deadline = Deadline(clock, timeout)
     last_answer = "nothing yet"
     for _tick in ticks(deadline, clock, first=1, longest=5):
         try:
             found = look(agent)
-        except (AgentSilent, CommandKilled, CommandResultLost, CommandTimeout) as error:
+        except FleetError as error:
+            if not (error.transient or isinstance(error, _ASK_AGAIN)):
+                raise
             last_answer = error.message
             continue
-        if found.state is not JobState.RUNNING:
+        if found.state not in UNFINISHED:
             return found
-        last_answer = found.progress or "running"
+        last_answer = found.progress or found.state.value
     raise UpgradeTimeout(
         f"the upgrade has not ended within {timeout:g} s (it was last at: {last_answer}); it was not touched and "
         f"goes on in the guest as {UNIT}",
@@ -162,11 +188,28 @@ def wait(agent: GuestAgent, clock: Clock, timeout: float) -> JobLook:
     )
 
 
+# $1: the journal; the rest are names of files there. Where there is no journal, there are no lines.
+_READ = """\
+[ -d "$1" ] || exit 0
+cd -- "$1" || exit 1
+shift
+for name; do
+  [ ! -e "$name" ] || sed "s/^/$name\\t/" "$name" || exit 1
+done
+"""
+
+
 def read(agent: GuestAgent, *names: str) -> Mapping[str, list[str]]:
     """The lines of some of the journal's files, by the file's name; a file that is not there has none."""
     # Each line goes out behind its file's name, so that nothing a file contains can pass for another file.
-    script = 'cd -- "$1"; shift; for name; do [ -e "$name" ] && sed "s/^/$name\\t/" "$name"; done; exit 0'
-    return split_files(output_of(agent, shell_script(script, JOURNAL, *names, timeout=STEP_TIMEOUT)), names)
+    script = shell_script(_READ, JOURNAL, *names, timeout=STEP_TIMEOUT)
+    return split_files(output_of(agent, replace(script, max_output=MAX_OUTPUT)), names)
+
+
+def tail(agent: GuestAgent, count: int = 40) -> list[str]:
+    """The last lines of the job's log; none where there is no log."""
+    command = Command(("tail", "-n", str(count), f"{JOURNAL}/log"), timeout=STEP_TIMEOUT)
+    return run_command(agent, command).stdout.splitlines()
 
 
 def split_files(output: str, names: Iterable[str]) -> Mapping[str, list[str]]:

@@ -11,19 +11,21 @@ from __future__ import annotations
 
 import re
 import traceback
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any, TypeVar
 
-from ansible_collections.kvm.fleet.plugins.module_utils._clock import SystemClock
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import Deadline, SystemClock
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState, ShutdownMethod, SnapshotRecord
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     AgentCommandFailed,
     AgentSilent,
+    DomainBusy,
     DomainNotFound,
     DomainNotRunning,
     FleetError,
     HypervisorUnavailable,
+    InvalidRequest,
     LibvirtFailed,
     NoAgentChannel,
     RemoteUriRefused,
@@ -42,6 +44,8 @@ else:
 
 _ErrorTable = dict[str, tuple[type[FleetError], str]]
 """libvirt's name of an error code, with the error that stands for it here and its remedy."""
+
+_Answer = TypeVar("_Answer")
 
 _LOCAL_URI = re.compile(r"\A[a-z]+(\+unix)?:///")
 
@@ -64,26 +68,21 @@ def open_hypervisor(uri: str) -> Iterator[LibvirtHypervisor]:
     require_local(uri)
     libvirt.registerErrorHandler(lambda *_error: None, None)  # or libvirt prints each error on stderr too
     libvirt.virEventRegisterDefaultImpl()  # has to come before the connection that is to deliver events
+    hypervisor = LibvirtHypervisor(uri)
     try:
-        connection = libvirt.open(uri)
-    except libvirt.libvirtError as error:
-        raise HypervisorUnavailable(
-            f"libvirt does not answer at {uri}: {error}",
-            remedy="Start libvirt ('systemctl start libvirtd', or virtqemud where libvirt is modular) and see that "
-            "this user may use it.",
-            evidence=_evidence(error),
-        ) from error
-    try:
-        yield LibvirtHypervisor(connection, uri)
+        yield hypervisor
     finally:
-        connection.close()
+        hypervisor.close()
 
 
 class EventClock(SystemClock):
     """A clock whose ``wait`` runs libvirt's event loop and returns as soon as any domain reports an event."""
 
-    def __init__(self, connection: Any) -> None:
+    def __init__(self) -> None:
         self._woken = False
+
+    def listen(self, connection: Any) -> None:
+        """Be woken by the events of this connection's domains."""
         for event in (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE):
             try:
                 connection.domainEventRegisterAny(None, event, self._wake, None)
@@ -105,21 +104,56 @@ class EventClock(SystemClock):
             libvirt.virEventRemoveTimeout(timer)
 
 
-class LibvirtHypervisor:
-    """The hypervisor behind an open connection."""
+REOPEN_SECONDS = 60
+"""How long libvirt may be away, as it is while its daemon is restarted, before a question about a domain fails."""
 
-    def __init__(self, connection: Any, uri: str) -> None:
+
+class LibvirtHypervisor:
+    """The hypervisor behind a connection, which is opened anew when it breaks."""
+
+    def __init__(self, uri: str) -> None:
         self.uri = uri
-        self.clock = EventClock(connection)
-        self._connection = connection
+        self.clock = EventClock()
+        self._connection = self._open()
+
+    def _open(self) -> Any:
+        try:
+            connection = libvirt.open(self.uri)
+            self.clock.listen(connection)
+        except libvirt.libvirtError as error:
+            raise HypervisorUnavailable(
+                f"libvirt does not answer at {self.uri}: {error}", remedy=_START_LIBVIRT, evidence=_evidence(error)
+            ) from error
+        return connection
+
+    def reopen(self) -> None:
+        """Connect again, trying for as long as a restart of libvirt may take. Raises HypervisorUnavailable."""
+        self.close()
+        clock = SystemClock()
+        deadline = Deadline(clock, REOPEN_SECONDS)
+        while True:
+            try:
+                self._connection = self._open()
+            except HypervisorUnavailable:
+                if deadline.passed:
+                    raise
+                clock.wait(1)
+            else:
+                return
+
+    def close(self) -> None:
+        with suppress(libvirt.libvirtError):  # a connection that has broken cannot be closed in order
+            self._connection.close()
 
     def domains(self) -> Sequence[LibvirtDomain]:
         with _translated():
-            return [LibvirtDomain(domain) for domain in self._connection.listAllDomains()]
+            return [LibvirtDomain(self, domain) for domain in self._connection.listAllDomains()]
 
     def domain(self, name: str) -> LibvirtDomain:
+        if "\0" in name:
+            raise InvalidRequest(f"no domain can be named {name!r}", remedy="Remove the NUL character from the name.")
         try:
-            return LibvirtDomain(self._connection.lookupByName(name))
+            return LibvirtDomain(self, self._connection.lookupByName(name))
         except libvirt.libvirtError as error:
             if error.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:
                 raise _translate(error) from error
@@ -128,6 +162,11 @@ class LibvirtHypervisor:
             remedy="Names are matched exactly, letter by letter: compare with 'virsh list --all'.",
             evidence={"domains": sorted(domain.name for domain in self.domains())},
         )
+
+    def handle(self, uuid: str) -> Any:
+        """libvirt's own handle of a domain, over the present connection."""
+        with _translated():
+            return self._connection.lookupByUUIDString(uuid)
 
 
 _STATES = {
@@ -143,37 +182,59 @@ _STATES = {
 
 
 class LibvirtDomain:
-    """A domain behind its libvirt handle."""
+    """A domain behind its libvirt handle.
 
-    def __init__(self, handle: Any) -> None:
+    A question is asked again when libvirt was restarted meanwhile. What changes something is not repeated, since nobody
+    knows whether it was done: it raises HypervisorUnavailable over a connection that works again.
+    """
+
+    def __init__(self, hypervisor: LibvirtHypervisor, handle: Any) -> None:
+        self._hypervisor = hypervisor
         self._handle = handle
         self.name: str = handle.name()
         self.uuid: str = handle.UUIDString()
 
-    def state(self) -> DomainState:
+    def _ask(self, question: Callable[[Any], _Answer]) -> _Answer:
+        try:
+            with _translated():
+                return question(self._handle)
+        except HypervisorUnavailable:
+            self._reopen()
         with _translated():
-            number = self._handle.state()[0]
+            return question(self._handle)
+
+    @contextmanager
+    def _changing(self, more: _ErrorTable | None = None, fallback: type[FleetError] = LibvirtFailed) -> Iterator[None]:
+        try:
+            with _translated(more, fallback):
+                yield
+        except HypervisorUnavailable:
+            self._reopen()
+            raise
+
+    def _reopen(self) -> None:
+        self._hypervisor.reopen()
+        self._handle = self._hypervisor.handle(self.uuid)
+
+    def state(self) -> DomainState:
+        number = self._ask(lambda handle: handle.state()[0])
         by_number = {getattr(libvirt, constant): state for constant, state in _STATES.items()}
         return by_number.get(number, DomainState.NO_STATE)
 
     def is_persistent(self) -> bool:
-        with _translated():
-            return bool(self._handle.isPersistent())
+        return self._ask(lambda handle: bool(handle.isPersistent()))
 
     def has_managed_save(self) -> bool:
-        with _translated():
-            return bool(self._handle.hasManagedSaveImage())
+        return self._ask(lambda handle: bool(handle.hasManagedSaveImage()))
 
     def memory_bytes(self) -> int:
-        with _translated():
-            return int(self._handle.maxMemory()) * 1024
+        return self._ask(lambda handle: int(handle.maxMemory()) * 1024)
 
     def xml(self) -> str:
-        with _translated():
-            return str(self._handle.XMLDesc())
+        return self._ask(lambda handle: str(handle.XMLDesc()))
 
     def start(self) -> None:
-        with _translated():
+        with self._changing():
             self._handle.create()
 
     def shutdown(self, method: ShutdownMethod) -> None:
@@ -181,34 +242,36 @@ class LibvirtDomain:
             ShutdownMethod.ACPI: libvirt.VIR_DOMAIN_SHUTDOWN_ACPI_POWER_BTN,
             ShutdownMethod.AGENT: libvirt.VIR_DOMAIN_SHUTDOWN_GUEST_AGENT,
         }[method]
-        with _translated(_AGENT_ERRORS):
+        with self._changing(_AGENT_ERRORS):
             self._handle.shutdownFlags(flag)
 
     def destroy(self) -> None:
-        with _translated():
+        with self._changing():
             self._handle.destroy()
 
     def exchange(self, request: str, timeout: int) -> str:
-        with _translated(_AGENT_ERRORS, fallback=AgentCommandFailed):
+        with self._changing(_AGENT_ERRORS, AgentCommandFailed):
             return str(libvirt_qemu.qemuAgentCommand(self._handle, request, timeout, 0))
 
     def snapshots(self) -> Sequence[SnapshotRecord]:
-        with _translated():
+        def read(handle: Any) -> list[SnapshotRecord]:
             return [
                 parse_snapshot(snapshot.getXMLDesc(), current=bool(snapshot.isCurrent()))
-                for snapshot in self._handle.listAllSnapshots()
+                for snapshot in handle.listAllSnapshots()
             ]
 
+        return self._ask(read)
+
     def create_snapshot(self, xml: str) -> None:
-        with _translated():
+        with self._changing():
             self._handle.snapshotCreateXML(xml, libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC)
 
     def revert_to_snapshot(self, name: str) -> None:
-        with _translated():
+        with self._changing():
             self._handle.revertToSnapshot(self._handle.snapshotLookupByName(name))
 
     def delete_snapshot(self, name: str) -> None:
-        with _translated():
+        with self._changing():
             self._handle.snapshotLookupByName(name).delete()
 
 
@@ -218,6 +281,10 @@ class LibvirtDomain:
 # codes, before it a command that ran out of time was AGENT_UNRESPONSIVE and one that failed INTERNAL_ERROR.
 _COMMON_ERRORS: _ErrorTable = {
     "VIR_ERR_NO_DOMAIN": (DomainNotFound, "It was there a moment ago: see 'virsh list --all' and run again."),
+    "VIR_ERR_OPERATION_TIMEOUT": (
+        DomainBusy,
+        "See what else works on the domain ('virsh domjobinfo'), then run again.",
+    ),
     "VIR_ERR_NO_DOMAIN_SNAPSHOT": (SnapshotNotFound, "See 'virsh snapshot-list' for the snapshots that exist."),
 }
 _AGENT_SILENT = (
@@ -234,6 +301,10 @@ _AGENT_ERRORS: _ErrorTable = {
     "VIR_ERR_AGENT_UNSYNCED": _AGENT_SILENT,
     "VIR_ERR_AGENT_COMMAND_TIMEOUT": _AGENT_SILENT,
 }
+_START_LIBVIRT = (
+    "Start libvirt ('systemctl start libvirtd', or virtqemud where libvirt is modular) "
+    "and see that this user may use it."
+)
 _LOG_REMEDY = "Look at libvirt's log and at the domain's own in /var/log/libvirt/qemu."
 
 
@@ -251,6 +322,12 @@ def _translate(
     more: _ErrorTable | None = None,
     fallback: type[FleetError] = LibvirtFailed,
 ) -> FleetError:
+    broken = error.get_error_domain() in (libvirt.VIR_FROM_RPC, libvirt.VIR_FROM_REMOTE)
+    # VIR_ERR_RPC is about one message, such as an answer that is too long for it; the connection goes on.
+    if broken and error.get_error_code() != libvirt.VIR_ERR_RPC:
+        return HypervisorUnavailable(
+            f"the connection to libvirt broke: {error}", remedy=_START_LIBVIRT, evidence=_evidence(error)
+        )
     for code, (kind, remedy) in {**_COMMON_ERRORS, **(more or {})}.items():
         if error.get_error_code() == getattr(libvirt, code, None):
             return kind(str(error), remedy=remedy, evidence=_evidence(error))

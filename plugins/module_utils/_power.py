@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -23,8 +24,14 @@ from ansible_collections.kvm.fleet.plugins.module_utils._domain import (
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     AgentCommandBlocked,
     AgentSilent,
+    CommandKilled,
+    CommandResultLost,
+    CommandTimeout,
+    DomainNotRunning,
     DomainUnsafe,
     FleetError,
+    HypervisorUnavailable,
+    InvalidRequest,
     LibvirtFailed,
     ProofFailed,
     ShutdownTimeout,
@@ -62,6 +69,15 @@ class PowerOptions:
     shutdown_timeout: float = 300
     force: bool = False
     agent_timeout: float = 300
+
+    def check(self) -> None:
+        """Raise InvalidRequest for numbers that cannot be meant."""
+        if self.shutdown_timeout <= 0 or self.agent_timeout < 0:
+            raise InvalidRequest(
+                f"a shutdown_timeout of {self.shutdown_timeout:g} s or an agent_timeout of {self.agent_timeout:g} s "
+                "cannot be meant",
+                remedy="Give a shutdown_timeout above zero, and an agent_timeout of zero or more.",
+            )
 
 
 @dataclass(frozen=True)
@@ -132,16 +148,18 @@ def apply(hypervisor: Hypervisor, domain: Domain, steps: tuple[Step, ...], optio
 
     Errors carry the transitions seen so far, and say in which state the domain is left.
     """
-    cycle = _Cycle(hypervisor, domain, options)
+    cycle = _Cycle(hypervisor, domain, steps, options)
     try:
         for step in steps:
             cycle.run(step)
-        cycle.prove(steps)
+        cycle.prove()
     except FleetError as error:
         error.evidence["transitions"] = [
             {"state": transition.state.value, "at": transition.at} for transition in cycle.report.transitions
         ]
         error.evidence["forced"] = cycle.report.forced
+        if cycle.report.transitions[-1].state not in ACTIVE_STATES and not isinstance(error, StartFailed):
+            error.remedy += f" The guest is off: 'virsh start {cycle.quoted}' brings it back."
         raise
     return cycle.report
 
@@ -149,8 +167,9 @@ def apply(hypervisor: Hypervisor, domain: Domain, steps: tuple[Step, ...], optio
 class _Cycle:
     """One domain on its way through the steps."""
 
-    def __init__(self, hypervisor: Hypervisor, domain: Domain, options: PowerOptions) -> None:
+    def __init__(self, hypervisor: Hypervisor, domain: Domain, steps: tuple[Step, ...], options: PowerOptions) -> None:
         self.report = PowerReport()
+        self._steps = steps
         self._hypervisor = hypervisor
         self._clock = hypervisor.clock
         self._domain = domain
@@ -170,45 +189,71 @@ class _Cycle:
 
     def _shut_down(self) -> None:
         self.report.process_before = observe(self._hypervisor, self._domain).process
-        if self._options.agent_timeout:
+        if Step.WAIT_FOR_AGENT in self._steps:
             self.report.boot_id_before = self._boot_id()
         deadline = Deadline(self._clock, self._options.shutdown_timeout)
-        asked_at = -float(RESEND_SECONDS)
+        asked_at: float | None = None
         for _tick in ticks(deadline, self._clock):
             if self._look() not in ACTIVE_STATES:
                 return
-            if deadline.elapsed - asked_at >= RESEND_SECONDS:
+            if asked_at is None or self._may_ask_again(deadline.elapsed - asked_at):
                 asked_at = deadline.elapsed
                 self._ask_to_shut_down()
         if not self._options.force:
             raise ShutdownTimeout(
                 f"domain {self._domain.name!r} was asked to shut down {self._options.shutdown_timeout:g} s ago and is "
                 f"still {self._look().value.replace('_', ' ')}; it was left so, and may yet go off",
-                remedy=f"Look at its console (virsh console {self._quoted}). 'virsh destroy {self._quoted}' ends it at "
+                remedy=f"Look at its console (virsh console {self.quoted}). 'virsh destroy {self.quoted}' ends it at "
                 "once, as 'force' does, and what it has not written to disk is then lost.",
             )
-        self._domain.destroy()
+        self._unless_off(self._domain.destroy)
         self.report.forced = True
         self._look()
 
+    def _may_ask_again(self, since: float) -> bool:
+        # A shutdown stops the agent early on: whoever asks it a second time hears nothing and learns nothing.
+        return self._options.method is ShutdownMethod.ACPI and since >= RESEND_SECONDS
+
     def _ask_to_shut_down(self) -> None:
         try:
-            self._domain.shutdown(self._options.method)
-        except FleetError:
-            # Between the look and the request the guest may have gone off, which is what was wanted.
-            if self._look() in ACTIVE_STATES:
+            self._unless_off(lambda: self._domain.shutdown(self._options.method))
+        except AgentSilent:
+            # It answered a moment ago (see check). libvirt waits for the shutdown itself and calls a slow one silence.
+            if self._options.method is not ShutdownMethod.AGENT:
+                raise
+        except HypervisorUnavailable:
+            pass  # libvirt was restarted: whether the guest was asked shows at the next look, and it is asked again
+
+    def _unless_off(self, act: Callable[[], None]) -> None:
+        """Do something to a running domain, which may have gone off since it was looked at: that is as well."""
+        try:
+            act()
+        except FleetError as error:
+            if error.transient or self._look() in ACTIVE_STATES:
                 raise
 
     def _start(self) -> None:
         try:
             self._domain.start()
+        except HypervisorUnavailable:
+            if self._look() not in ACTIVE_STATES:  # libvirt was restarted before it had started the domain
+                self._try_to_start()
         except LibvirtFailed as error:
-            raise StartFailed(
-                f"domain {self._domain.name!r} is off and cannot be started: {error.message}",
-                remedy=f"Mend what libvirt complains about, then 'virsh start {self._quoted}' brings it back.",
-                evidence=error.evidence,
-            ) from error
+            raise self._not_started(error) from error
         self._look()
+
+    def _try_to_start(self) -> None:
+        try:
+            self._domain.start()
+        except (HypervisorUnavailable, LibvirtFailed) as error:
+            raise self._not_started(error) from error
+
+    def _not_started(self, error: FleetError) -> StartFailed:
+        return StartFailed(
+            f"domain {self._domain.name!r} is off and cannot be started: {error.message}",
+            remedy=f"Mend what libvirt complains about, then 'virsh start {self.quoted}' brings it back.",
+            evidence=error.evidence,
+        )
 
     def _wait_for_agent(self) -> None:
         deadline = Deadline(self._clock, self._options.agent_timeout)
@@ -217,21 +262,30 @@ class _Cycle:
                 raise StartFailed(
                     f"domain {self._domain.name!r} was started and went off again",
                     remedy="Look at its log in /var/log/libvirt/qemu, "
-                    f"then 'virsh start {self._quoted}' brings it back.",
+                    f"then 'virsh start {self.quoted}' brings it back.",
                 )
-            try:
-                self._agent.ping(PING_SECONDS)
-            except AgentSilent:
-                continue
-            if self.report.boot_id_before is not None:
-                self.report.boot_id_after = self._boot_id()
-            return
+            if self._agent_is_up():
+                return
         raise AgentSilent(
             f"domain {self._domain.name!r} is {self._look().value} and its guest agent has not answered within "
             f"{self._options.agent_timeout:g} s of its start",
-            remedy=f"Look at its console (virsh console {self._quoted}): it may still be booting, wait at an emergency "
+            remedy=f"Look at its console (virsh console {self.quoted}): it may still be booting, wait at an emergency "
             "shell, or have lost qemu-guest-agent.",
         )
+
+    def _agent_is_up(self) -> bool:
+        """Whether the agent answers and, where it did before, also tells the boot id. It may falter while booting."""
+        try:
+            self._agent.ping(PING_SECONDS)
+            if self.report.boot_id_before is not None:
+                self.report.boot_id_after = self._boot_id()
+        except (CommandKilled, CommandResultLost, CommandTimeout, DomainNotRunning):
+            return False
+        except FleetError as error:
+            if not error.transient:
+                raise
+            return False
+        return True
 
     def _boot_id(self) -> str | None:
         try:
@@ -239,15 +293,22 @@ class _Cycle:
         except AgentCommandBlocked:
             return None  # a guest that only answers pings is restarted all the same; the QEMU process is proof enough
 
-    def prove(self, steps: tuple[Step, ...]) -> None:
-        """Raise ProofFailed unless a restarted domain has a new QEMU process, and its guest a new boot id."""
-        if Step.START not in steps:
+    def prove(self) -> None:
+        """Raise ProofFailed unless a started domain has a QEMU process, which is new, as its guest's boot is."""
+        if Step.START not in self._steps:
             return
         report = self.report
-        report.process_after = observe(self._hypervisor, self._domain).process
-        if report.process_before is not None and report.process_before == report.process_after:
+        found = observe(self._hypervisor, self._domain)
+        report.process_after = found.process
+        if report.process_after is None:
+            reasons = "; ".join(reason.detail for reason in found.drift.reasons)
             raise ProofFailed(
-                f"domain {self._domain.name!r} was restarted and still has QEMU process {report.process_before.pid}",
+                f"domain {self._domain.name!r} was started, and its QEMU process cannot be looked at: {reasons}",
+                remedy="See that the task runs as root on the hypervisor; the guest itself may be well.",
+            )
+        if report.process_before == report.process_after:
+            raise ProofFailed(
+                f"domain {self._domain.name!r} was restarted and still has QEMU process {report.process_after.pid}",
                 remedy="Look at libvirt's log: the shutdown may have been turned into a reboot.",
             )
         if report.boot_id_before is not None and report.boot_id_before == report.boot_id_after:
@@ -257,6 +318,6 @@ class _Cycle:
             )
 
     @property
-    def _quoted(self) -> str:
+    def quoted(self) -> str:
         """The domain's name for a shell, after a virsh command; '--' keeps a leading dash from being an option."""
         return ("-- " if self._domain.name.startswith("-") else "") + shlex.quote(self._domain.name)

@@ -94,12 +94,12 @@ def executable_mappings(maps: str) -> Iterator[Mapping]:
         match = _MAPS_LINE.match(line)
         if not match:
             continue
-        span, path = match.groups()
-        path = path.removesuffix(_DELETED)
-        if path.startswith(("/memfd:", "/dev/", "/SYSV")) or path in seen:
+        span, shown = match.groups()
+        # A deleted file and the one that took its place may both be mapped: these are two files.
+        if shown.startswith(("/memfd:", "/dev/", "/SYSV")) or shown in seen:
             continue
-        seen.add(path)
-        yield Mapping(span, path)
+        seen.add(shown)
+        yield Mapping(span, shown.removesuffix(_DELETED))
 
 
 def running_files(process: QemuProcess, proc: Path = PROC) -> tuple[RunningFile, list[RunningFile]]:

@@ -6,20 +6,22 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._exec import output_of, shell_script
 
-# One fact a line, its kind first. 'newest' is said only of a guest that boots its kernel from its own /boot.
+# One fact a line, its kind first; kernels in the order of their versions, and only those of a guest that boots from its
+# own /boot.
 _LOOK = """\
 [ -e /run/reboot-required ] && echo flag
 [ -e /run/reboot-required.pkgs ] && sed 's/^/package /' /run/reboot-required.pkgs
 running=$(uname -r)
 if [ -e "/boot/vmlinuz-$running" ]; then
   echo "running $running"
-  ls /boot | sed -n 's/^vmlinuz-/newest /p' | sort -V | tail -n 1
+  ls /boot | sed -n 's/^vmlinuz-/kernel /p' | sort -V
 fi
 exit 0
 """
@@ -52,7 +54,13 @@ def parse_reboot_facts(lines: Iterable[str]) -> RebootState:
     if "flag" in facts:
         packages = ", ".join(dict.fromkeys(facts.get("package", [])))
         reasons.append(f"/run/reboot-required{f' ({packages})' if packages else ''}")
-    running, newest = facts.get("running"), facts.get("newest")
-    if running and newest and newest != running:
-        reasons.append(f"kernel {newest[0]} is installed, {running[0]} runs")
+    for running in facts.get("running", [])[:1]:
+        newest = [kernel for kernel in facts.get("kernel", []) if _flavour(kernel) == _flavour(running)][-1:]
+        if newest and newest != [running]:
+            reasons.append(f"kernel {newest[0]} is installed, {running} runs")
     return RebootState(bool(reasons), tuple(reasons))
+
+
+def _flavour(kernel: str) -> str:
+    """``6.1.0-37-cloud-amd64`` is of flavour ``cloud-amd64``: the next boot takes the newest kernel of its own."""
+    return re.sub(r"\A[0-9][^-]*(-[0-9][^-]*)*-?", "", kernel)

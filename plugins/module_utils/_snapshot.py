@@ -32,14 +32,17 @@ def default_name(now: datetime) -> str:
     return now.strftime("pre-upgrade-%Y%m%d-%H%M%S")
 
 
-def free_bytes(path: str) -> int:
-    """Bytes that a file on the hypervisor may still grow by."""
-    status = os.statvfs(path)
+def free_bytes(path: str) -> int | None:
+    """Bytes that a file on the hypervisor may still grow by, or None where that cannot be told."""
+    try:
+        status = os.statvfs(path)
+    except OSError:
+        return None
     return status.f_bavail * status.f_frsize
 
 
 def creation_needed(
-    observed: Observation, name: str, memory_bytes: int, free: Callable[[str], int] = free_bytes
+    observed: Observation, name: str, memory_bytes: int, free: Callable[[str], int | None] = free_bytes
 ) -> bool:
     """Whether a snapshot has to be made for ``name`` to exist.
 
@@ -63,7 +66,7 @@ def creation_needed(
             raise SnapshotImpossible(
                 f"disk {disk.target} of domain {observed.name!r} is {disk.format}, which cannot hold a snapshot",
                 remedy=without_snapshot + "convert the disk with 'qemu-img convert -O qcow2'.",
-                evidence={"disk": disk.target, "source": disk.source},
+                evidence={"disk": disk.target, "file": disk.file},
             )
     if observed.definition.pflash_firmware:
         raise SnapshotImpossible(
@@ -71,12 +74,12 @@ def creation_needed(
             remedy=without_snapshot + "make a backup of it by other means.",
         )
     holder = observed.definition.writable_disks[0]
-    if observed.state in ACTIVE_STATES and holder.source is not None:
-        available = free(holder.source)
-        if available < memory_bytes:
+    if observed.state in ACTIVE_STATES and holder.file is not None:
+        available = free(holder.file)
+        if available is not None and available < memory_bytes:
             raise SnapshotImpossible(
                 f"a live snapshot of domain {observed.name!r} may write {memory_bytes >> 20} MiB of RAM beside "
-                f"{holder.source}, where {available >> 20} MiB are free",
+                f"{holder.file}, where {available >> 20} MiB are free",
                 remedy="Free space there, or go without a snapshot on purpose (upgrade_snapshot: false).",
                 evidence={"needed_bytes": memory_bytes, "free_bytes": available},
             )
@@ -113,6 +116,26 @@ def create(domain: Domain, name: str, description: str) -> SnapshotRecord:
         f"libvirt made snapshot {name!r} of domain {domain.name!r} and does not list it",
         remedy="Look at libvirt's log before anything else is done to this domain.",
     )
+
+
+def delete(domain: Domain, name: str) -> None:
+    """Delete the snapshot and prove that it is gone. Raises ProofFailed and LibvirtFailed."""
+    domain.delete_snapshot(name)
+    if any(snapshot.name == name for snapshot in domain.snapshots()):
+        raise ProofFailed(
+            f"libvirt deleted snapshot {name!r} of domain {domain.name!r} and still lists it",
+            remedy="Look at libvirt's log before anything else is done to this domain.",
+        )
+
+
+def revert(domain: Domain, name: str) -> None:
+    """Bring the domain back to the snapshot and prove that it is current. Raises ProofFailed and LibvirtFailed."""
+    domain.revert_to_snapshot(name)
+    if not any(snapshot.name == name and snapshot.current for snapshot in domain.snapshots()):
+        raise ProofFailed(
+            f"libvirt reverted domain {domain.name!r} to snapshot {name!r} and does not call it current",
+            remedy="Look at libvirt's log, and at the guest itself, before anything else is done to this domain.",
+        )
 
 
 def _find(observed: Observation, name: str) -> SnapshotRecord | None:

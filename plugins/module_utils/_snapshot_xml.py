@@ -39,14 +39,15 @@ def build_snapshot(name: str, description: str) -> str:
     return ElementTree.tostring(root, encoding="unicode")
 
 
-LONGEST_NAME = 255 - len(".xml")
+LONGEST_NAME = 255 - len(".xml.new")
 
 
 def check_snapshot_name(name: str) -> None:
     """Raise InvalidRequest for a name that libvirt's QEMU driver or XML 1.0 cannot hold.
 
-    libvirt keeps each snapshot's XML in a file named after the snapshot and ".xml", so it refuses slashes and a leading
-    dot. A file's name has at most 255 bytes; libvirt 9.0 finds out only after the snapshot was made.
+    libvirt keeps each snapshot's XML in a file named after the snapshot, and writes it with ".xml.new" first, so it
+    refuses slashes and a leading dot. A file's name has at most 255 bytes; libvirt 9.0 finds out only after it has made
+    the snapshot.
     """
     problem = None
     if not name:
@@ -65,6 +66,14 @@ def check_snapshot_name(name: str) -> None:
         raise InvalidRequest(
             f"the snapshot name {name!r} {problem}",
             remedy="Choose a name without slashes, control characters, a leading dot or white space around it.",
+        )
+
+
+def check_description(description: str) -> None:
+    """Raise InvalidRequest for a description that XML 1.0 cannot hold."""
+    if not all(_allowed_in_xml(character) or character in "\t\n" for character in description):
+        raise InvalidRequest(
+            "the snapshot's description contains a control character", remedy="Remove it from the description."
         )
 
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
@@ -16,6 +16,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._clock import Clock, pau
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     FleetError,
     GuestUnsupported,
+    InvalidRequest,
     PackageManagerLocked,
     PackageManagerUnknown,
     PackageStateInterrupted,
@@ -48,6 +49,15 @@ class UpgradeOptions:
     def lock_timeout(self) -> float:
         """Seconds to wait for a lock altogether."""
         return self.lock_retries * self.lock_delay
+
+    def check(self) -> None:
+        """Raise InvalidRequest for numbers that cannot be meant."""
+        if self.timeout <= 0 or self.lock_retries < 0 or self.lock_delay < 0:
+            raise InvalidRequest(
+                f"a timeout of {self.timeout:g} s, or {self.lock_retries} retries {self.lock_delay:g} s apart, cannot "
+                "be meant",
+                remedy="Give a timeout above zero, and retries and a delay of zero or more.",
+            )
 
 
 REFRESH_TIMEOUT = 600
@@ -97,7 +107,7 @@ def preview(agent: GuestAgent, clock: Clock, options: UpgradeOptions) -> Preview
     While an earlier upgrade still runs, or has to be repaired first, nobody can tell what will be left to do after it.
     """
     unfinished = _job.look(agent).state
-    if unfinished is JobState.RUNNING:
+    if unfinished in _job.UNFINISHED:
         return Preview(Prediction(()), unfinished)
     try:
         return Preview(predict(agent, clock, options, keep_lists=True), unfinished)
@@ -160,28 +170,29 @@ def _run_job(
     ended = _job.wait(agent, clock, options.timeout)
     if ended.exit_code == 0:
         return
-    files = _job.read(agent, "log", "before", "security")
+    log = _job.tail(agent)
     if ended.exit_code is None:
         raise UpgradeInterrupted(
             "the upgrade's unit is gone from the guest and left no result: it was stopped, or the guest restarted",
             remedy="Run again: what it left half done is repaired first.",
-            evidence={"journal": _job.JOURNAL, "log": files["log"][-20:]},
+            evidence={"journal": _job.JOURNAL, "log": log},
         )
-    error = _apt.explain(_apt.Failure("upgrade", ended.exit_code, "\n".join(files["log"])))
+    error = _apt.explain(_apt.Failure("upgrade", ended.exit_code, "\n".join(log)))
     error.evidence["journal"] = _job.JOURNAL
-    error.evidence["changes"] = [vars(change) for change in _changes(agent, files)]
+    error.evidence["changes"] = [vars(change) for change in _changes(agent)]
     raise error
 
 
 def _finish(agent: GuestAgent) -> tuple[PackageChange, ...]:
     """What has changed since the journal was begun; then the journal is removed, its result being told."""
-    changes = _changes(agent, _job.read(agent, "before", "security"))
+    changes = _changes(agent)
     output_of(agent, Command(("rm", "-rf", "--", _job.JOURNAL), timeout=_job.STEP_TIMEOUT))
     return changes
 
 
-def _changes(agent: GuestAgent, files: Mapping[str, Sequence[str]]) -> tuple[PackageChange, ...]:
+def _changes(agent: GuestAgent) -> tuple[PackageChange, ...]:
     """From the journal's 'before' to dpkg's records of this moment; nothing where no journal was begun."""
+    files = _job.read(agent, "before", "security")
     if not files["before"]:
         return ()
     query = Command(("dpkg-query", "-W", f"-f={_apt.RECORDS_FORMAT}"), timeout=60, max_output=MAX_OUTPUT)
@@ -190,18 +201,21 @@ def _changes(agent: GuestAgent, files: Mapping[str, Sequence[str]]) -> tuple[Pac
 
 
 # $1: the journal, $2: 'yes' to empty the package cache afterwards, $3: names of security updates; the rest is the
-# command. 'before' is written once, before anything changes, and 'exit' last, each by renaming, so that what is there
-# is whole however the guest went down.
+# command. 'auto' and 'before' are written once, before anything changes, and 'exit' last. What
+# others rely on is renamed into place, so that what is there is whole however the guest went down.
 _SCRIPT = f"""\
 cd "$1" || exit 1
 clean=$2 security=$3; shift 3
 export {" ".join(f"{name}={value}" for name, value in _apt.ENVIRONMENT.items())}
 if [ ! -e before ]; then
+  apt-mark showauto | sort >auto || exit 1
   dpkg-query -W -f='{_apt.RECORDS_FORMAT}' >before.new && sync before.new && mv before.new before || exit 1
 fi
 for name in $security; do echo "$name"; done >>security
 "$@" >log 2>&1 </dev/null 3>progress
 code=$?
+# Naming a package on apt-get's command line marks it as wanted by hand, and autoremove would then spare it for ever.
+apt-mark showauto | sort | comm -23 auto - | xargs -r apt-mark auto >>log 2>&1
 if [ "$code" -eq 0 ] && [ "$clean" = yes ]; then apt-get clean >>log 2>&1; code=$?; fi
 sync
 echo "$code" >exit.new && sync exit.new && mv exit.new exit
@@ -262,6 +276,6 @@ def _apt_get(agent: GuestAgent, action: str, arguments: Sequence[str]) -> str:
         agent,
         Command(("apt-get", *arguments), environment=_apt.ENVIRONMENT, timeout=REFRESH_TIMEOUT, max_output=MAX_OUTPUT),
     )
-    if outcome.exit_code != 0:
+    if outcome.exit_code != 0 or outcome.stdout_truncated:
         raise _apt.explain(_apt.Failure(action, outcome.exit_code, outcome.stdout + outcome.stderr))
     return outcome.stdout

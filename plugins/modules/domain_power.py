@@ -170,6 +170,7 @@ def main() -> None:
     )
 
     def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
+        options.check()
         domain = hypervisor.domain(module.params["name"])
         observed = observe(hypervisor, domain)
         steps = _power.plan(observed, PowerState(module.params["state"]), options)

@@ -106,6 +106,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils import _results, _snapsh
 from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtDomain, LibvirtHypervisor
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation, observe
 from ansible_collections.kvm.fleet.plugins.module_utils._runner import DOMAIN_ARGUMENTS, run
+from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import check_description
 
 
 def present(module: AnsibleModule, domain: LibvirtDomain, observed: Observation, name: str) -> dict[str, Any]:
@@ -122,14 +123,14 @@ def absent(module: AnsibleModule, domain: LibvirtDomain, observed: Observation, 
     if found is None:
         return {"changed": False, "snapshot": None}
     if not module.check_mode:
-        domain.delete_snapshot(name)
+        _snapshot.delete(domain, name)
     return {"changed": True, "snapshot": _results.snapshot(found)}
 
 
 def reverted(module: AnsibleModule, domain: LibvirtDomain, observed: Observation, name: str) -> dict[str, Any]:
     found = _snapshot.require_own(observed, name)
     if not module.check_mode:
-        domain.revert_to_snapshot(name)
+        _snapshot.revert(domain, name)
     return {"changed": True, "snapshot": _results.snapshot(found)}
 
 
@@ -146,6 +147,7 @@ def main() -> None:
     )
 
     def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
+        check_description(module.params["description"])
         domain = hypervisor.domain(module.params["name"])
         name = module.params["snapshot"]
         if name is None:

@@ -164,6 +164,7 @@ def main() -> None:
     options = UpgradeOptions(**{name: module.params[name] for name in OPTIONS})
 
     def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
+        options.check()
         domain = hypervisor.domain(module.params["name"])
         require_running(domain.name, domain.state())
         agent = GuestAgent(domain, hypervisor.clock)

@@ -162,8 +162,13 @@ def test_selected_packages_are_pinned_to_their_versions_and_removals_are_not_ask
     autoremove: bool, first: tuple[str, ...]
 ) -> None:
     arguments = selected_upgrade([OPENSSL, OLD_KERNEL, LIBSSL], autoremove=autoremove)
-    pinned = ("openssl=3.0.16-1~deb12u1", "libssl3=3.0.16-1~deb12u1")
+    pinned = ("openssl:amd64=3.0.16-1~deb12u1", "libssl3:amd64=3.0.16-1~deb12u1")
     assert arguments == (*first, "install", "--only-upgrade", *pinned)
+
+
+def test_a_package_for_all_architectures_is_named_without_one_and_a_new_one_is_not_named_at_all() -> None:
+    changes = [PackageChange("tzdata", "all", "1", "2"), PackageChange("fresh", "amd64", None, "1")]
+    assert selected_upgrade(changes, autoremove=False) == ("install", "--only-upgrade", "tzdata=2")
 
 
 def test_an_unattended_run_waits_for_the_lock_and_keeps_changed_configuration_files() -> None:

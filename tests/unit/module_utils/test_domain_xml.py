@@ -84,7 +84,7 @@ def test_uefi_firmware_is_told_from_others(os: str, expected: bool) -> None:
                 "<disk type='block' device='lun'><driver name='qemu' type='raw'/><source dev='/dev/vg/lv'/>"
                 "<target dev='sda'/></disk>"
             ),
-            [Disk("sda", "raw", "/dev/vg/lv")],
+            [Disk("sda", "raw", None)],
         ),
         (
             "<disk type='network'><driver type='raw'/><source protocol='rbd' name='pool/x'/><target dev='vdb'/></disk>",

@@ -167,6 +167,12 @@ def test_an_agent_that_restarts_in_the_middle_of_a_look_is_asked_again(clock: Fa
     assert len(agent.calls) == 2
 
 
+@pytest.mark.parametrize("trouble", [Ending(2), Ending(None, signal=15), Ending(stdout=b"unclear\n")])
+def test_a_look_that_fails_while_the_guest_is_busy_is_taken_again(clock: FakeClock, trouble: Ending) -> None:
+    agent = FakeAgent(clock, in_turn([trouble, trouble, ended(0)]))
+    assert wait(GuestAgent(agent, clock), clock, 1800).exit_code == 0
+
+
 def test_a_look_that_is_killed_or_hangs_is_taken_again(clock: FakeClock) -> None:
     hanging_and_its_end = (NEVER, Ending())
     agent = FakeAgent(clock, in_turn([Ending(None, signal=15), *hanging_and_its_end, ended(0)]))
@@ -209,7 +215,12 @@ def test_files_that_came_in_one_output_are_told_apart() -> None:
 
 # --- for real, under the real shell --------------------------------------------------------------
 
-SYSTEMCTL = '[ "$1 $2" = "is-active --quiet" ] && [ -e "{units}/$3" ]\n'
+SYSTEMCTL = """\
+[ "$1" = is-active ] || exit 9
+[ "$2" = --quiet ] && {{ exec >/dev/null; shift; }}
+[ -e "{units}/$2" ] || {{ echo inactive; exit 3; }}
+echo active
+"""
 # Runs the unit in the background, as systemd does, and forgets it when it has ended.
 SYSTEMD_RUN = """\
 for word; do case $word in --unit=*) unit={units}/${{word#--unit=}};; esac; done
@@ -301,6 +312,18 @@ def test_a_job_that_dies_without_a_result_was_cut_off(systemd: HostAgent, journa
     start(agent, 'echo "Unpacking" >"$1/log"\n', [])
     assert wait(agent, SystemClock(), 30).state is JobState.CUT_OFF
     assert (journal / "log").read_text(encoding="utf-8") == "Unpacking\n"
+
+
+def test_a_systemd_that_does_not_answer_does_not_make_a_job_cut_off(systemd: HostAgent, journal: Path) -> None:
+    journal.mkdir(parents=True)
+    (journal / "job").touch()
+    systemd.install("systemctl", 'echo "Failed to connect to bus" >&2; exit 1\n')
+    assert look(GuestAgent(systemd, SystemClock())) == JobLook(JobState.UNCLEAR)
+
+
+def test_a_journal_that_is_not_there_has_no_lines(systemd: HostAgent, journal: Path) -> None:
+    assert not journal.exists()
+    assert read(GuestAgent(systemd, SystemClock()), "before") == {"before": []}
 
 
 def test_a_guest_without_systemd_is_unsupported(

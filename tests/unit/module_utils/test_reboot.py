@@ -19,10 +19,16 @@ from tests.unit.fake_clock import FakeClock
     ("lines", "reasons"),
     [
         ([], ()),
-        (["running 6.1.0-35", "newest 6.1.0-35"], ()),
-        (["running 6.1.0-35", "newest 6.1.0-37"], ("kernel 6.1.0-37 is installed, 6.1.0-35 runs",)),
+        (["running 6.1.0-35", "kernel 6.1.0-35"], ()),
+        (["running 6.1.0-35", "kernel 6.1.0-37"], ("kernel 6.1.0-37 is installed, 6.1.0-35 runs",)),
         (["running 6.1.0-35"], ()),
-        (["newest 6.1.0-37"], ()),
+        (["kernel 6.1.0-37"], ()),
+        (["running 6.1.0-35-amd64", "kernel 6.1.0-35-amd64", "kernel 6.1.0-37-cloud-amd64"], ()),
+        (
+            ["running 6.1.0-35-amd64", "kernel 6.1.0-35-amd64", "kernel 6.1.0-37-amd64"],
+            ("kernel 6.1.0-37-amd64 is installed, 6.1.0-35-amd64 runs",),
+        ),
+        (["running 6.12.9+bpo-amd64", "kernel 6.1.0-35-amd64", "kernel 6.12.9+bpo-amd64"], ()),
         (["flag"], ("/run/reboot-required",)),
         (
             ["flag", "package linux-base", "package dbus", "package linux-base"],
@@ -30,7 +36,7 @@ from tests.unit.fake_clock import FakeClock
         ),
         (["package dbus"], ()),
         (
-            ["flag", "running 1", "newest 2"],
+            ["flag", "running 1", "kernel 2"],
             ("/run/reboot-required", "kernel 2 is installed, 1 runs"),
         ),
         (["nonsense", "flagged", ""], ()),

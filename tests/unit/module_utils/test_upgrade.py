@@ -69,6 +69,7 @@ def guest(host: HostAgent, tmp_path: Path) -> Guest:
     guest = Guest(host, tmp_path / "database", tmp_path / "job")
     guest.directory.mkdir()
     guest.database.write_text("bash\tamd64\t1\tinstalled\n", encoding="utf-8")
+    host.install("apt-mark", f'[ "$1" = auto ] && echo "marked $*" || cat {tmp_path}/auto 2>/dev/null\n')
     host.install("dpkg-query", f"[ \"$*\" = '-W -f={RECORDS_FORMAT}' ] && cat {guest.database}\n")
     host.install(
         "apt-get",
@@ -82,7 +83,14 @@ def guest(host: HostAgent, tmp_path: Path) -> Guest:
 
 def test_an_upgrade_leaves_its_baseline_its_log_and_its_exit_code(guest: Guest) -> None:
     guest.run("apt-get", "-y", "upgrade", security="bash ssl")
-    assert {path.name for path in guest.directory.iterdir()} == {"before", "security", "progress", "log", "exit"}
+    assert {path.name for path in guest.directory.iterdir()} == {
+        "auto",
+        "before",
+        "security",
+        "progress",
+        "log",
+        "exit",
+    }
     assert guest.file("before") == "bash\tamd64\t1\tinstalled\n"
     assert guest.file("security") == "bash\nssl\n"
     assert guest.file("log") == "upgrading C noninteractive 1\nwarning\n"
@@ -100,6 +108,15 @@ def test_the_baseline_of_an_earlier_job_stays(guest: Guest) -> None:
     guest.run("apt-get", "-y", "upgrade", security="late")
     assert guest.file("before") == "bash\tamd64\t1\tinstalled\n"
     assert guest.file("security") == "late\n"
+
+
+def test_packages_that_came_in_by_themselves_stay_marked_so(guest: Guest, tmp_path: Path) -> None:
+    marks = tmp_path / "auto"
+    marks.write_text("liba\nlibb\n", encoding="utf-8")
+    guest.host.install("apt-get", f"echo libb >{marks}\n")
+    guest.run("apt-get", "-y", "install", "--only-upgrade", "liba=2")
+    assert guest.file("log") == "marked auto liba\n"
+    assert guest.file("exit") == "0\n"
 
 
 def test_without_a_baseline_nothing_is_upgraded(guest: Guest, tmp_path: Path) -> None:
@@ -172,7 +189,7 @@ class AptGuest:
 
     def _asked_for(self, call: Call, line: bytes) -> bool:
         name = line.split()[1].decode()
-        return "install" not in call.command or any(word.startswith(f"{name}=") for word in call.command)
+        return "install" not in call.command or any(word.startswith((f"{name}=", f"{name}:")) for word in call.command)
 
     @property
     def commands(self) -> list[str]:
@@ -193,7 +210,7 @@ def test_a_prediction_of_security_updates_simulates_just_these(clock: FakeClock)
     guest = AptGuest(clock)
     prediction = predict(guest.port, clock, UpgradeOptions(security_only=True), keep_lists=False)
     assert prediction == Prediction((LIBSSL,))
-    assert guest.commands[2:] == ["apt-get --simulate install --only-upgrade libssl3=2"]
+    assert guest.commands[2:] == ["apt-get --simulate install --only-upgrade libssl3:amd64=2"]
 
 
 def test_where_no_update_is_a_security_update_nothing_is_predicted(clock: FakeClock) -> None:
@@ -332,6 +349,8 @@ class UpgradingGuest(AptGuest):
                 return Ending(stdout=f"{state}\n".encode())
             case [_shell, _flag, _script, "sh", _job.JOURNAL, *names]:
                 return self._files(names)
+            case ["tail", *_rest]:
+                return Ending(stdout=self.log)
             case ["rm", "-rf", "--", _job.JOURNAL]:
                 self.state, self.before = "none", None
                 return Ending()
@@ -350,7 +369,7 @@ class UpgradingGuest(AptGuest):
     def _files(self, names: list[str]) -> Ending:
         before = records(self.before, "before\t") if self.before else b""
         security = "".join(f"security\t{name}\n" for job in self.jobs for name in job[1].split()).encode()
-        files = {"before": before, "security": security, "log": self.log}
+        files = {"before": before, "security": security}
         return Ending(stdout=b"".join(files[name] for name in names))
 
     def _job(self, words: list[str]) -> None:
@@ -376,7 +395,10 @@ class UpgradingGuest(AptGuest):
             UpgradeOptions(autoremove=True, clean=True),
             ["yes", "libssl3", "apt-get", "--with-new-pkgs", "--autoremove", "upgrade"],
         ),
-        (UpgradeOptions(security_only=True), ["no", "libssl3", "apt-get", "install", "--only-upgrade", "libssl3=2"]),
+        (
+            UpgradeOptions(security_only=True),
+            ["no", "libssl3", "apt-get", "install", "--only-upgrade", "libssl3:amd64=2"],
+        ),
     ],
 )
 def test_what_was_predicted_is_carried_out_as_one_job(
@@ -435,7 +457,7 @@ def test_what_somebody_else_left_interrupted_is_repaired(clock: FakeClock) -> No
 
 def test_a_repair_that_fails_is_reported_as_what_it_is(clock: FakeClock) -> None:
     guest = UpgradingGuest(clock, "ended 1", interrupted=True)
-    guest.log = b"log\tdpkg: error processing package ssl (--configure):\n"
+    guest.log = b"dpkg: error processing package ssl (--configure):\n"
     with pytest.raises(PackageStateInterrupted) as raised:
         upgrade(guest.port, clock, UpgradeOptions())
     assert "could not be repaired" in raised.value.message
@@ -445,7 +467,7 @@ def test_a_repair_that_fails_is_reported_as_what_it_is(clock: FakeClock) -> None
 
 def test_an_upgrade_that_is_cut_off_says_that_the_next_run_repairs_it(clock: FakeClock) -> None:
     guest = UpgradingGuest(clock, "cut_off")
-    guest.log = b"log\tUnpacking bash\n"
+    guest.log = b"Unpacking bash\n"
     with pytest.raises(UpgradeInterrupted) as raised:
         upgrade(guest.port, clock, UpgradeOptions())
     assert raised.value.evidence == {"journal": _job.JOURNAL, "log": ["Unpacking bash"]}
@@ -453,7 +475,7 @@ def test_an_upgrade_that_is_cut_off_says_that_the_next_run_repairs_it(clock: Fak
 
 def test_a_failed_upgrade_tells_what_had_changed_and_keeps_the_journal(clock: FakeClock) -> None:
     guest = UpgradingGuest(clock, "ended 100")
-    guest.log = b"log\tdpkg: error processing package libssl3 (--configure):\nlog\tE: Sub-process returned an error\n"
+    guest.log = b"dpkg: error processing package libssl3 (--configure):\nE: Sub-process returned an error\n"
     guest.before, guest.packages = dict(OLD), {"bash": "2", "libssl3": "1"}
     with pytest.raises(UpgradeFailed) as raised:
         upgrade(guest.port, clock, UpgradeOptions())
