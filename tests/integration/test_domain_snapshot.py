@@ -17,6 +17,7 @@ from tests.integration.runs import module, refusal
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from lab.fixtures import MakeGuest
     from lab.guests import Guest
     from lab.session import Session
 
@@ -94,12 +95,9 @@ def test_the_difference_names_the_snapshot(quiet_guest: Guest) -> None:
     "name",
     [
         "a<b>&\"c'",
-        "two words",
         "Übergröße 名前",
-        "-leading-dash",
-        "--xml",
-        "$(id) `id` \\ ; |",
-        "]]>",
+        "--leading dashes",
+        "$(id) `id` \\ ; | ]]>",
         "{{ 1 + 1 }}",
         "ü" * 123 + "a",
     ],
@@ -114,11 +112,10 @@ def test_nasty_names(quiet_guest: Guest, name: str) -> None:
     assert name not in snapshots(quiet_guest)
 
 
-@pytest.mark.parametrize("check", [False, True])
 @pytest.mark.parametrize("name", ["a/b", ".hidden", "", "tab\there", "bell\a", " spaced", "ü" * 124, "x" * 256])
-def test_impossible_names(quiet_guest: Guest, name: str, check: bool) -> None:
+def test_impossible_names(quiet_guest: Guest, name: str) -> None:
     before = snapshots(quiet_guest)
-    result = refusal("domain_snapshot", check=check, name=quiet_guest.name, snapshot=name)
+    result = refusal("domain_snapshot", name=quiet_guest.name, snapshot=name)
     assert result["error_code"] == "invalid_request"
     assert snapshots(quiet_guest) == before
 
@@ -137,9 +134,9 @@ def test_a_snapshot_that_is_not_there(quiet_guest: Guest) -> None:
     assert result["error_code"] == "snapshot_not_found"
 
 
-@pytest.mark.parametrize("check", [False, True])
-def test_a_raw_disk_is_refused(lab: Session, check: bool) -> None:
-    with lab.guest(start=False, disk_format="raw") as guest:
+def test_a_raw_disk_is_refused(make_guest: MakeGuest) -> None:
+    guest = make_guest(start=False, disk_format="raw")
+    for check in (True, False):
         result = refusal("domain_snapshot", check=check, name=guest.name)
         assert (result["error_code"], result["evidence"]["disk"]) == ("snapshot_impossible", "vda")
         assert "qemu-img convert" in result["remedy"]
