@@ -59,7 +59,7 @@ class FakeDomain:
     """One domain.
 
     ``changes`` lists what was done to it, in order. ``faults`` has, by the method's name, the error that each call of
-    it raises.
+    it raises, ``passing_faults`` one that only the next call raises.
     """
 
     def __init__(self, hypervisor: FakeHypervisor, name: str) -> None:
@@ -69,6 +69,7 @@ class FakeDomain:
         self.agent = FakeAgent(hypervisor.clock, self._program)
         self.changes: list[str] = []
         self.faults: dict[str, FleetError] = {}
+        self.passing_faults: dict[str, FleetError] = {}
         self.persistent = True
         self.managed_save = False
         self.goes_off_before_request = False
@@ -247,6 +248,8 @@ class FakeDomain:
         self._fault(what.partition(" ")[0])
 
     def _fault(self, method: str) -> None:
+        if method in self.passing_faults:
+            raise self.passing_faults.pop(method)
         if method in self.faults:
             raise self.faults[method]
 

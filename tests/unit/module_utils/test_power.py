@@ -13,9 +13,12 @@ import pytest
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState, ShutdownMethod, require_running
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     AgentSilent,
+    DomainBusy,
     DomainNotRunning,
     DomainUnsafe,
     FleetError,
+    HypervisorUnavailable,
+    InvalidRequest,
     ProofFailed,
     ShutdownTimeout,
     StartFailed,
@@ -192,6 +195,54 @@ def test_a_stopped_domain_is_started_without_a_proof_of_change(hypervisor: FakeH
 def test_the_agent_can_be_asked_for_the_shutdown(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
     cycle(hypervisor, domain, PowerOptions(method=ShutdownMethod.AGENT))
     assert domain.changes == ["shutdown by agent", "start"]
+
+
+def test_a_slow_guest_is_asked_through_its_agent_just_once(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    """Its shutdown stops the agent long before it is off, and libvirt calls that silence."""
+    domain.habits.shuts_down_after = 120
+    domain.faults["shutdown"] = AgentSilent("Guest agent is not responding", remedy="See whether it runs.")
+    hypervisor.clock.after(120, domain.go_off)
+    cycle(hypervisor, domain, PowerOptions(method=ShutdownMethod.AGENT))
+    assert domain.changes == ["shutdown by agent", "start"]
+
+
+@pytest.mark.parametrize("agent_channel", [True, False])
+def test_a_guest_whose_agent_is_silent_or_missing_can_be_stopped(
+    hypervisor: FakeHypervisor, domain: FakeDomain, agent_channel: bool
+) -> None:
+    domain.agent.silent, domain.agent_channel = True, agent_channel
+    domain.habits.shuts_down_after = None
+    report = apply(hypervisor, domain, (Step.SHUT_DOWN,), PowerOptions(force=True))
+    assert report.forced
+    assert domain.state() is DomainState.SHUT_OFF
+
+
+def broken_connection() -> HypervisorUnavailable:
+    return HypervisorUnavailable("the connection to libvirt broke", remedy="Start libvirt.")
+
+
+@pytest.mark.parametrize("method", ["shutdown", "start"])
+def test_a_restart_of_libvirt_does_not_end_a_cycle(hypervisor: FakeHypervisor, domain: FakeDomain, method: str) -> None:
+    domain.passing_faults[method] = broken_connection()
+    report = cycle(hypervisor, domain)
+    assert report.process_before != report.process_after
+    assert domain.state() is DomainState.RUNNING
+    assert len(domain.changes) == 3
+
+
+def test_an_error_while_the_guest_is_off_says_how_to_bring_it_back(
+    hypervisor: FakeHypervisor, domain: FakeDomain
+) -> None:
+    domain.faults["start"] = DomainBusy("cannot acquire state change lock", remedy="Wait.")
+    with pytest.raises(DomainBusy) as raised:
+        cycle(hypervisor, domain)
+    assert raised.value.remedy == "Wait. The guest is off: 'virsh start web1' brings it back."
+
+
+@pytest.mark.parametrize("options", [PowerOptions(shutdown_timeout=0), PowerOptions(agent_timeout=-1)])
+def test_numbers_that_cannot_be_meant_are_refused(options: PowerOptions) -> None:
+    with pytest.raises(InvalidRequest):
+        options.check()
 
 
 def test_a_guest_without_agent_is_cycled_when_nobody_waits_for_it(
