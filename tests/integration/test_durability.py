@@ -55,7 +55,7 @@ def wait_for(happened: Callable[[], bool], what: str) -> None:
 
 
 def logged(guest: Guest, text: str) -> bool:
-    """Whether the upgrade's log in the guest has some text. Asked while the upgrade restarts the agent, so patiently."""
+    """Whether the log in the guest has some text. Asked while the upgrade restarts the agent, so patiently."""
     try:
         return text in guest.run("/bin/cat", LOG).stdout
     except AgentFailed:
