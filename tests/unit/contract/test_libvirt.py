@@ -1,0 +1,271 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The libvirt adapter, against libvirt's own test driver: the contract, events, and the table of errors."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+import libvirt
+import pytest
+
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import Deadline
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState, Hypervisor, ShutdownMethod
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    AgentCommandFailed,
+    AgentSilent,
+    DomainNotFound,
+    DomainNotRunning,
+    FleetError,
+    HypervisorUnavailable,
+    LibvirtFailed,
+    NoAgentChannel,
+    RemoteUriRefused,
+    SnapshotNotFound,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import (
+    LibvirtDomain,
+    LibvirtHypervisor,
+    open_hypervisor,
+    require_local,
+)
+from tests.unit.contract.hypervisor import NASTY_NAMES, HypervisorContract
+
+
+def domain_xml(name: str, facts: str = "") -> str:
+    """A running domain; the facts are told to the test driver alone."""
+    return (
+        "<domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>"
+        f"<name>{escape(name)}</name><memory unit='MiB'>512</memory><os><type>hvm</type></os>{facts}</domain>"
+    )
+
+
+@pytest.fixture
+def uri(tmp_path: Path) -> str:
+    """Leads to a hypervisor of libvirt's test driver that exists for one connection only."""
+    node = tmp_path / "node.xml"
+    domains = [domain_xml(name) for name in ("vm1", "vm10", *NASTY_NAMES)]
+    domains.append(domain_xml("transient", "<test:transient/>"))
+    domains.append(domain_xml("saved", "<test:runstate>5</test:runstate><test:hasmanagedsave/>"))
+    node.write_text(f"<node>{''.join(domains)}</node>", encoding="utf-8")
+    return f"test://{node}"
+
+
+@pytest.fixture
+def libvirtd(uri: str) -> Iterator[LibvirtHypervisor]:
+    with open_hypervisor(uri) as hypervisor:
+        yield hypervisor
+
+
+class TestLibvirt(HypervisorContract):
+    @pytest.fixture
+    def port(self, libvirtd: LibvirtHypervisor) -> Hypervisor:
+        return libvirtd
+
+
+# --- connecting ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("uri", ["qemu:///system", "qemu:///session", "qemu+unix:///system", "test:///default"])
+def test_a_local_uri_is_accepted(uri: str) -> None:
+    require_local(uri)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "qemu+ssh://root@other/system",
+        "qemu+ssh:///system",
+        "qemu+tcp:///system",
+        "qemu+tls://other/system",
+        "qemu://other/system",
+        "qemu+unix://other/system",
+        "qemu+ext:///system?command=ssh",
+        "qemu:system",
+        "/system",
+        "",
+        " qemu:///system",
+        "QEMU:///system",
+    ],
+)
+def test_a_uri_that_leads_elsewhere_is_refused(uri: str) -> None:
+    with pytest.raises(RemoteUriRefused) as raised:
+        require_local(uri)
+    assert raised.value.message == f"{uri!r} is not a local libvirt URI"
+
+
+def test_a_remote_uri_is_refused_before_anything_is_opened() -> None:
+    with pytest.raises(RemoteUriRefused), open_hypervisor("test+ssh://other/default"):
+        pytest.fail("opened")
+
+
+@pytest.mark.parametrize("uri", ["nosuch:///", "test:///no/such/file.xml"])
+def test_a_libvirt_that_does_not_answer_is_unavailable(uri: str, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(HypervisorUnavailable) as raised, open_hypervisor(uri):
+        pytest.fail("opened")
+    assert raised.value.message.startswith(f"libvirt does not answer at {uri}: ")
+    assert raised.value.transient
+    assert isinstance(raised.value.evidence["libvirt_code"], int)
+    assert "libvirt: " not in capfd.readouterr().err, "libvirt prints its errors itself unless told not to"
+
+
+# --- events --------------------------------------------------------------------------------------
+
+
+def test_a_wait_ends_by_itself(libvirtd: LibvirtHypervisor) -> None:
+    deadline = Deadline(libvirtd.clock, 0.05)
+    libvirtd.clock.wait(0.05)
+    assert deadline.passed
+
+
+def test_an_event_ends_a_wait(libvirtd: LibvirtHypervisor) -> None:
+    deadline = Deadline(libvirtd.clock, 600)
+    libvirtd.domain("vm1").destroy()
+    libvirtd.clock.wait(600)
+    assert not deadline.passed
+
+
+# --- errors --------------------------------------------------------------------------------------
+
+
+def test_a_missing_domain_is_said_with_those_there_are(libvirtd: LibvirtHypervisor) -> None:
+    with pytest.raises(DomainNotFound) as raised:
+        libvirtd.domain("vm")
+    assert raised.value.message == f"no domain is named 'vm' on {libvirtd.uri}"
+    assert raised.value.evidence == {"domains": sorted(["saved", "transient", "vm1", "vm10", *NASTY_NAMES])}
+
+
+def test_a_domain_that_vanishes_is_not_found(libvirtd: LibvirtHypervisor) -> None:
+    domain = libvirtd.domain("transient")
+    domain.destroy()
+    for ask in (domain.state, domain.xml, domain.is_persistent, domain.snapshots, domain.start, domain.destroy):
+        with pytest.raises(DomainNotFound) as raised:
+            ask()
+        assert raised.value.evidence["libvirt_code"] == libvirt.VIR_ERR_NO_DOMAIN
+
+
+def test_a_transient_domain_and_one_with_a_saved_image_are_told(libvirtd: LibvirtHypervisor) -> None:
+    domains = [libvirtd.domain(name) for name in ("vm1", "transient", "saved")]
+    assert [domain.is_persistent() for domain in domains] == [True, False, True]
+    assert [domain.has_managed_save() for domain in domains] == [False, False, True]
+
+
+def test_an_error_without_a_name_of_its_own_keeps_libvirts_words(libvirtd: LibvirtHypervisor) -> None:
+    with pytest.raises(LibvirtFailed, match="unsupported flags") as raised:
+        libvirtd.domain("vm1").shutdown(ShutdownMethod.ACPI)
+    assert raised.value.evidence["libvirt_code"] == libvirt.VIR_ERR_INVALID_ARG
+
+
+def test_an_agent_that_a_driver_has_no_word_for_has_failed(libvirtd: LibvirtHypervisor) -> None:
+    with pytest.raises(AgentCommandFailed):
+        libvirtd.domain("vm1").exchange('{"execute": "guest-ping"}', 1)
+
+
+class Handle:
+    """A domain's handle whose every call fails with one of libvirt's errors."""
+
+    def __init__(self, code: int, domain: int) -> None:
+        self._error = libvirt.libvirtError("what libvirt says")
+        self._error.err = (code, domain, "what libvirt says", 2, "", None, None, -1, -1)
+
+    def name(self) -> str:
+        return "web1"
+
+    def UUIDString(self) -> str:
+        return "2f8a6c8e-58b4-4a0e-9d0b-0b1d3a7d0c55"
+
+    def __getattr__(self, _call: str) -> object:
+        raise self._error
+
+
+BROUGHT_BY_LIBVIRT_11_2 = {"VIR_ERR_AGENT_COMMAND_TIMEOUT": 112, "VIR_ERR_AGENT_COMMAND_FAILED": 113}
+ERRORS_OF_THE_AGENT: list[tuple[str, type[FleetError]]] = [
+    ("VIR_ERR_OPERATION_INVALID", DomainNotRunning),
+    ("VIR_ERR_ARGUMENT_UNSUPPORTED", NoAgentChannel),
+    ("VIR_ERR_AGENT_UNRESPONSIVE", AgentSilent),
+    ("VIR_ERR_AGENT_UNSYNCED", AgentSilent),
+    ("VIR_ERR_AGENT_COMMAND_TIMEOUT", AgentSilent),
+    ("VIR_ERR_AGENT_COMMAND_FAILED", AgentCommandFailed),
+    ("VIR_ERR_INTERNAL_ERROR", AgentCommandFailed),
+    ("VIR_ERR_NO_DOMAIN", DomainNotFound),
+]
+
+
+@pytest.mark.parametrize(("code", "kind"), ERRORS_OF_THE_AGENT)
+def test_an_error_of_the_agent_is_told_by_its_code(
+    libvirtd: LibvirtHypervisor, monkeypatch: pytest.MonkeyPatch, code: str, kind: type[FleetError]
+) -> None:
+    number = getattr(libvirt, code, BROUGHT_BY_LIBVIRT_11_2.get(code))
+    assert number is not None
+    monkeypatch.setattr(libvirt, code, number, raising=False)
+    handle = Handle(number, libvirt.VIR_FROM_QEMU)
+
+    def fail(*_arguments: object) -> str:
+        raise handle._error
+
+    monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", fail)
+    with pytest.raises(kind) as raised:
+        domain_behind(libvirtd, handle).exchange("{}", 1)
+    assert type(raised.value) is kind
+    assert raised.value.evidence == {"libvirt_code": number, "libvirt_domain": libvirt.VIR_FROM_QEMU}
+
+
+@pytest.mark.parametrize(
+    ("code", "kind"),
+    [
+        ("VIR_ERR_NO_DOMAIN", DomainNotFound),
+        ("VIR_ERR_NO_DOMAIN_SNAPSHOT", SnapshotNotFound),
+        ("VIR_ERR_OPERATION_INVALID", LibvirtFailed),
+        ("VIR_ERR_INTERNAL_ERROR", LibvirtFailed),
+    ],
+)
+def test_any_other_error_is_told_by_its_code(libvirtd: LibvirtHypervisor, code: str, kind: type[FleetError]) -> None:
+    domain = domain_behind(libvirtd, Handle(getattr(libvirt, code), libvirt.VIR_FROM_QEMU))
+    for ask in (domain.state, domain.start, domain.memory_bytes, domain.has_managed_save):
+        with pytest.raises(kind) as raised:
+            ask()
+        assert type(raised.value) is kind
+
+
+def test_a_request_to_shut_down_finds_a_domain_that_went_off(libvirtd: LibvirtHypervisor) -> None:
+    domain = domain_behind(libvirtd, Handle(libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_FROM_QEMU))
+    for method in ShutdownMethod:
+        with pytest.raises(DomainNotRunning):
+            domain.shutdown(method)
+
+
+def domain_behind(hypervisor: LibvirtHypervisor, handle: Handle) -> LibvirtDomain:
+    return LibvirtDomain(hypervisor, handle)
+
+
+@pytest.mark.parametrize(
+    ("number", "state"),
+    [
+        (libvirt.VIR_DOMAIN_NOSTATE, DomainState.NO_STATE),
+        (libvirt.VIR_DOMAIN_RUNNING, DomainState.RUNNING),
+        (libvirt.VIR_DOMAIN_BLOCKED, DomainState.BLOCKED),
+        (libvirt.VIR_DOMAIN_PAUSED, DomainState.PAUSED),
+        (libvirt.VIR_DOMAIN_SHUTDOWN, DomainState.SHUTTING_DOWN),
+        (libvirt.VIR_DOMAIN_SHUTOFF, DomainState.SHUT_OFF),
+        (libvirt.VIR_DOMAIN_CRASHED, DomainState.CRASHED),
+        (libvirt.VIR_DOMAIN_PMSUSPENDED, DomainState.SUSPENDED),
+    ],
+)
+def test_each_state_of_libvirt_has_its_name(libvirtd: LibvirtHypervisor, number: int, state: DomainState) -> None:
+    assert state_of(libvirtd, number) is state
+
+
+def test_a_state_that_libvirt_may_add_one_day_is_none(libvirtd: LibvirtHypervisor) -> None:
+    assert state_of(libvirtd, 99) is DomainState.NO_STATE
+
+
+def state_of(hypervisor: LibvirtHypervisor, number: int) -> DomainState:
+    class InState(Handle):
+        def state(self) -> list[int]:
+            return [number, 0]
+
+    return domain_behind(hypervisor, InState(0, 0)).state()
