@@ -22,6 +22,12 @@ options:
     type: list
     elements: dict
     required: true
+  inventory:
+    description:
+      - The variables of every host of the inventory, as C(hostvars) has them. A guest without a C(kvm_uri) has that of
+        its hypervisor, which is looked up here.
+    type: dict
+    default: {}
   wanted:
     description:
       - Names of guests, domains or groups, as a list or separated by commas, each matched exactly. A name that matches
@@ -43,7 +49,8 @@ EXAMPLES = r"""
     groups: [fleet_selected]
     kvm_hypervisor: "{{ item.hypervisor }}"
     kvm_domain: "{{ item.domain }}"
-  loop: "{{ ansible_play_hosts | map('extract', hostvars) | kvm.fleet.select_guests }}"
+    kvm_uri: "{{ item.uri }}"
+  loop: "{{ ansible_play_hosts_all | map('extract', hostvars) | kvm.fleet.select_guests(hostvars) }}"
 """
 
 RETURN = r"""
@@ -57,6 +64,9 @@ _value:
       type: str
     hypervisor:
       description: The inventory's name of its hypervisor.
+      type: str
+    uri:
+      description: The local libvirt connection there.
       type: str
     domain:
       description: The domain's name there.
@@ -81,6 +91,10 @@ _value:
       description: Names of the snapshots that this collection made.
       type: list
       elements: str
+    refusal:
+      description: >-
+        Why its hypervisor could not be looked at, as P(kvm.fleet.failed_looks#filter) tells it, else V(null).
+      type: dict
 """
 
 from collections.abc import Mapping, Sequence
@@ -92,6 +106,7 @@ from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import (
     Guest,
     SelectionError,
     check_limit,
+    failed_looks,
     known_guests,
     select_guests,
 )
@@ -99,23 +114,28 @@ from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import (
 
 def select(
     hosts: Sequence[Mapping[str, Any]],
-    wanted: str | list[str] | None = None,
+    inventory: Mapping[str, Mapping[str, Any]] | None = None,
+    wanted: object = None,
     groups: Mapping[str, Sequence[str]] | None = None,
     limit: str | None = None,
 ) -> list[dict[str, Any]]:
+    everyone, inventory = list(hosts), {} if inventory is None else inventory
+    failures = {(failed["hypervisor"], failed["uri"]): failed for failed in failed_looks(everyone, inventory).values()}
+    unseen = {hypervisor for hypervisor, _uri in failures}
     try:
-        selected = select_guests(known_guests(list(hosts)), wanted, groups or {})
+        selected = select_guests(known_guests(everyone, inventory), wanted, groups or {}, unseen)
         check_limit(selected, limit)
     except SelectionError as error:
         raise AnsibleFilterError(str(error)) from error
-    return [entry(guest) for guest in selected]
+    return [entry(guest, failures.get(guest.place)) for guest in selected]
 
 
-def entry(guest: Guest) -> dict[str, Any]:
+def entry(guest: Guest, refusal: Mapping[str, Any] | None) -> dict[str, Any]:
     observed = guest.observed or {}
     return {
         "name": guest.name,
-        "hypervisor": guest.hypervisor,
+        "hypervisor": guest.place.hypervisor,
+        "uri": guest.place.uri,
         "domain": guest.domain,
         "listed": guest.listed,
         "state": observed.get("state", "unknown"),
@@ -123,6 +143,7 @@ def entry(guest: Guest) -> dict[str, Any]:
         "drift_reasons": observed.get("drift", {}).get("reasons", []),
         "agent_channel": observed.get("agent_channel", "unknown"),
         "snapshots": [snapshot["name"] for snapshot in observed.get("snapshots", [])],
+        "refusal": refusal,
     }
 
 

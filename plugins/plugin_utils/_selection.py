@@ -6,17 +6,30 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 HostVars = Mapping[str, Any]
 """The variables of one host of the inventory, 'inventory_hostname' among them."""
 
+Inventory = Mapping[str, HostVars]
+"""The variables of every host of the inventory, as Ansible's 'hostvars' has them."""
+
+DEFAULT_URI = "qemu:///system"
+
 
 class SelectionError(Exception):
     """What was asked for cannot be matched with the guests there are; the message says what and what to do."""
+
+
+class Place(NamedTuple):
+    """Where domains live: the inventory name of a hypervisor, and the libvirt connection there."""
+
+    hypervisor: str
+    uri: str
 
 
 @dataclass(frozen=True)
@@ -27,7 +40,7 @@ class Guest:
     """
 
     name: str
-    hypervisor: str
+    place: Place
     domain: str
     listed: bool
     observed: Mapping[str, Any] | None
@@ -50,89 +63,147 @@ def is_guest(host: HostVars) -> bool:
     return bool(host.get("kvm_hypervisor"))
 
 
-def hypervisor_of(host: HostVars) -> str:
-    """The inventory name of the hypervisor that a host lives on, or is."""
-    return str(host["kvm_hypervisor"] if is_guest(host) else host["inventory_hostname"])
+def place_of(host: HostVars, inventory: Inventory) -> Place:
+    """Where a host lives, or what it is itself. A guest without a kvm_uri of its own has that of its hypervisor.
+
+    The hypervisor need not be among a play's hosts, nor in the inventory at all, where ``inventory`` has the variables
+    of every host.
+    """
+    hypervisor = str(host["kvm_hypervisor"] if is_guest(host) else host["inventory_hostname"])
+    uri = host.get("kvm_uri") or (inventory[hypervisor].get("kvm_uri") if hypervisor in inventory else None)
+    return Place(hypervisor, str(uri or DEFAULT_URI))
 
 
-def one_per_hypervisor(hosts: Iterable[HostVars]) -> list[str]:
-    """The first host on each hypervisor, or the hypervisor itself: through them, each is looked at just once."""
-    first: dict[str, str] = {}
+def choose_looks(hosts: Iterable[HostVars], inventory: Inventory) -> dict[str, str]:
+    """The first host at each place, and the URI there: through them, each is looked at just once."""
+    first: dict[Place, str] = {}
     for host in hosts:
-        first.setdefault(hypervisor_of(host), str(host["inventory_hostname"]))
-    return list(first.values())
+        first.setdefault(place_of(host, inventory), str(host["inventory_hostname"]))
+    return {name: place.uri for place, name in first.items()}
 
 
-def known_guests(hosts: Sequence[HostVars]) -> list[Guest]:
+def failed_looks(hosts: Iterable[HostVars], inventory: Inventory) -> dict[str, dict[str, Any]]:
+    """Why a place could not be looked at, by the host through which that was tried.
+
+    A host's 'fleet_domains' holds what domain_info returned through it. A result without domains is a failure, whether
+    of the module or of the way to the hypervisor: the play declared it none in order to go on, and with that the usual
+    marks of failure are gone.
+    """
+    failures = {}
+    for host in hosts:
+        look = host.get("fleet_domains") or {}
+        if not look or look.get("skipped") or "domains" in look:
+            continue
+        place = place_of(host, inventory)
+        failures[str(host["inventory_hostname"])] = {
+            "hypervisor": place.hypervisor,
+            "uri": place.uri,
+            "error_code": str(look.get("error_code", "hypervisor_unreachable")),
+            "msg": f"{place.hypervisor} could not be looked at: {look.get('msg', 'the task gave no message')}",
+            "remedy": str(look.get("remedy", "See that Ansible reaches the hypervisor and its Python, and run again.")),
+        }
+    return failures
+
+
+def known_guests(hosts: Sequence[HostVars], inventory: Inventory) -> list[Guest]:
     """The guests of the inventory, and the other domains of every hypervisor that is itself among the hosts.
 
-    A host's 'fleet_domains' holds what domain_info returned through it. A domain that only its hypervisor knows goes by
-    its own name, or by DOMAIN@HYPERVISOR where that name is taken.
+    A domain that only its hypervisor knows goes by its own name, as far as Ansible can take that for a host's, or by
+    DOMAIN@HYPERVISOR where that name is taken.
     """
-    domains = _domains_by_hypervisor(hosts)
+    domains = _domains_by_place(hosts, inventory)
     listed = [
-        Guest(str(host["inventory_hostname"]), hypervisor, domain, True, domains.get(hypervisor, {}).get(domain))
+        Guest(str(host["inventory_hostname"]), place, domain, True, domains.get(place, {}).get(domain))
         for host in hosts
         if is_guest(host)
-        for hypervisor, domain in [(hypervisor_of(host), str(host.get("kvm_domain") or host["inventory_hostname"]))]
+        for place, domain in [(place_of(host, inventory), str(host.get("kvm_domain") or host["inventory_hostname"]))]
     ]
-    claimed = {(guest.hypervisor, guest.domain) for guest in listed}
+    claimed = {(guest.place, guest.domain) for guest in listed}
     found = [
-        (hypervisor, domain)
-        for hypervisor in (hypervisor_of(host) for host in hosts if not is_guest(host))
-        for domain in domains.get(hypervisor, {})
-        if (hypervisor, domain) not in claimed
+        (place, domain)
+        for place in (place_of(host, inventory) for host in hosts if not is_guest(host))
+        for domain in domains.get(place, {})
+        if (place, domain) not in claimed
     ]
-    taken = Counter(domain for _hypervisor, domain in found)
+    taken = Counter(host_name(domain) for _place, domain in found)
     taken.update(str(host["inventory_hostname"]) for host in hosts)
     return listed + [
         Guest(
-            domain if taken[domain] == 1 else f"{domain}@{hypervisor}",
-            hypervisor,
+            host_name(domain if taken[host_name(domain)] == 1 else f"{domain}@{place.hypervisor}"),
+            place,
             domain,
             False,
-            domains[hypervisor][domain],
+            domains[place][domain],
         )
-        for hypervisor, domain in found
+        for place, domain in found
     ]
 
 
-def _domains_by_hypervisor(hosts: Iterable[HostVars]) -> dict[str, dict[str, Mapping[str, Any]]]:
-    domains: dict[str, dict[str, Mapping[str, Any]]] = {}
+def host_name(domain: str) -> str:
+    """A domain's name as one that Ansible takes for a host's as it is: of ``web:80`` it would take 80 for a port.
+
+    A colon is written as in a URL, and so is what would read like one that was, so that no two domains become one host.
+    """
+    return re.sub(r":|%(?=3A|25)", lambda match: f"%{ord(match.group()):02X}", domain)
+
+
+def _domains_by_place(hosts: Iterable[HostVars], inventory: Inventory) -> dict[Place, dict[str, Mapping[str, Any]]]:
+    domains: dict[Place, dict[str, Mapping[str, Any]]] = {}
     for host in hosts:
         for domain in (host.get("fleet_domains") or {}).get("domains") or []:
-            domains.setdefault(hypervisor_of(host), {})[str(domain["name"])] = domain
+            domains.setdefault(place_of(host, inventory), {})[str(domain["name"])] = domain
     return domains
 
 
 def select_guests(
-    guests: Sequence[Guest], wanted: str | Sequence[str] | None, groups: Mapping[str, Sequence[str]]
+    guests: Sequence[Guest], wanted: object, groups: Mapping[str, Sequence[str]], unseen: Collection[str] = ()
 ) -> list[Guest]:
     """The guests that are asked for, each once.
 
     ``wanted`` names guests, domains or groups of the inventory, as a list or separated by commas, each matched exactly;
     'all' is every guest. Without it, these are the guests that drift; those whose drift nobody can tell come after
     them, so that they are refused by name rather than passed over. Raises SelectionError for a name that matches
-    nothing.
+    nothing, which may live on a hypervisor that is ``unseen``.
     """
-    names = [name.strip() for name in wanted.split(",")] if isinstance(wanted, str) else list(wanted or [])
-    names = [name for name in names if name]
+    names = wanted_names(wanted)
     if not names:
         return [guest for state in ("drifted", "unknown") for guest in guests if guest.drift == state]
-    selected: dict[tuple[str, str], Guest] = {}
+    selected: dict[tuple[Place, str], Guest] = {}
     unmatched = []
     for name in names:
         members = set(groups.get(name, []))
         matching = [guest for guest in guests if name in ("all", guest.name, guest.domain) or guest.name in members]
-        if not matching:
+        if not matching and name != "all":
             unmatched.append(name)
-        selected.update({(guest.hypervisor, guest.domain): guest for guest in matching})
+        selected.update({(guest.place, guest.domain): guest for guest in matching})
     if unmatched:
+        hidden = f". Nobody could look at {', '.join(sorted(unseen))}" if unseen else ""
         raise SelectionError(
             f"fleet_guests: nothing is named {', '.join(map(repr, unmatched))}. Names are matched exactly, against "
             f"guests and groups that this run may touch: {', '.join(sorted(guest.name for guest in guests)) or 'none'}"
+            f"{hidden}"
         )
     return list(selected.values())
+
+
+def wanted_names(wanted: object) -> list[str]:
+    """The names in a text with commas, in a list, or in a bare number, which is what JSON may make of a name."""
+    if wanted is None:
+        return []
+    listed = wanted if isinstance(wanted, Sequence) and not isinstance(wanted, str) else str(wanted).split(",")
+    names = [str(name).strip() for name in listed]
+    return [name for name in names if name]
+
+
+def refusal(guest: Mapping[str, Any]) -> dict[str, Any]:
+    """The record of a guest that nobody can work on, since its hypervisor could not be looked at."""
+    return {
+        "guest": guest["name"],
+        "hypervisor": guest["hypervisor"],
+        "domain": guest["domain"],
+        "outcome": "refused",
+        "error": {key: guest["refusal"][key] for key in ("error_code", "msg", "remedy")},
+    }
 
 
 def check_limit(selected: Iterable[Guest], limit: str | None) -> None:

@@ -1,0 +1,199 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Which guests a playbook is about, and what becomes of those that nobody can look at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import (
+    Guest,
+    SelectionError,
+    check_limit,
+    choose_looks,
+    default_hosts,
+    failed_looks,
+    host_name,
+    known_guests,
+    select_guests,
+    wanted_names,
+)
+
+UNREACHABLE = {"unreachable": True, "msg": "no route to host", "changed": False}
+SESSION = "qemu:///session"
+
+
+def domain(name: str, drift: str = "none") -> dict[str, Any]:
+    return {"name": name, "drift": {"state": drift, "reasons": []}}
+
+
+def host(name: str, look: Mapping[str, Any] | None = None, **variables: Any) -> dict[str, Any]:
+    looked = {} if look is None else {"fleet_domains": look}
+    return {"inventory_hostname": name, **looked, **variables}
+
+
+def hypervisor(name: str, *domains: str, **variables: Any) -> dict[str, Any]:
+    return host(name, {"domains": [domain(name) for name in domains]}, **variables)
+
+
+def names(guests: list[Guest]) -> list[str]:
+    return [guest.name for guest in guests]
+
+
+# --- hypervisors ---------------------------------------------------------------------------------
+
+
+def test_a_fleet_is_its_groups_or_everything() -> None:
+    assert default_hosts({"kvm_guests": [], "web": []}) == ["kvm_guests"]
+    assert default_hosts({"kvm_guests": [], "kvm_hypervisors": []}) == ["kvm_hypervisors", "kvm_guests"]
+    assert default_hosts({"web": []}) == ["all"]
+
+
+def test_each_hypervisor_is_looked_at_once() -> None:
+    hosts = [host("web1", kvm_hypervisor="hv1"), host("web2", kvm_hypervisor="hv1"), host("hv1"), host("hv2")]
+    assert choose_looks(hosts, {}) == {"web1": "qemu:///system", "hv2": "qemu:///system"}
+
+
+def test_each_connection_of_a_hypervisor_is_looked_at() -> None:
+    hosts = [host("web1", kvm_hypervisor="hv1"), host("web2", kvm_hypervisor="hv1", kvm_uri=SESSION)]
+    assert choose_looks(hosts, {}) == {"web1": "qemu:///system", "web2": SESSION}
+
+
+def test_a_guest_has_its_own_uri_or_that_of_its_hypervisor() -> None:
+    inventory = {"hv1": {"kvm_uri": SESSION}}
+    hosts = [
+        host("web1", kvm_hypervisor="hv1"),
+        host("web2", kvm_hypervisor="hv1", kvm_uri="qemu:///other"),
+        host("web3", kvm_hypervisor="hv2"),
+    ]
+    assert [guest.place.uri for guest in known_guests(hosts, inventory)] == [SESSION, "qemu:///other", "qemu:///system"]
+
+
+@pytest.mark.parametrize(
+    ("look", "error_code"),
+    [
+        (UNREACHABLE, "hypervisor_unreachable"),
+        ({"failed": False, "error_code": "hypervisor_unavailable", "msg": "no socket"}, "hypervisor_unavailable"),
+        ({"failed": False, "msg": "MODULE FAILURE"}, "hypervisor_unreachable"),
+    ],
+)
+def test_a_look_without_domains_has_failed(look: dict[str, Any], error_code: str) -> None:
+    (failed,) = failed_looks([host("web1", look, kvm_hypervisor="hv1")], {}).values()
+    assert (failed["hypervisor"], failed["error_code"]) == ("hv1", error_code)
+    assert failed["msg"] == f"hv1 could not be looked at: {look['msg']}"
+    assert failed["remedy"]
+
+
+def test_a_look_that_was_left_to_another_host_or_found_nothing_has_not_failed() -> None:
+    hosts = [host("web1", {"skipped": True}, kvm_hypervisor="hv1"), host("web2"), hypervisor("hv1")]
+    assert failed_looks(hosts, {}) == {}
+
+
+# --- guests --------------------------------------------------------------------------------------
+
+
+def test_guests_are_listed_or_found() -> None:
+    guests = known_guests([host("web1", kvm_hypervisor="hv1", kvm_domain="www"), hypervisor("hv1", "db", "www")], {})
+    assert [(guest.name, guest.domain, guest.listed) for guest in guests] == [
+        ("web1", "www", True),
+        ("db", "db", False),
+    ]
+    assert all(guest.observed for guest in guests)
+
+
+def test_a_guest_of_a_hypervisor_that_could_not_be_looked_at_stays_known() -> None:
+    hosts = [host("web1", UNREACHABLE, kvm_hypervisor="hv1"), host("web2", {"skipped": True}, kvm_hypervisor="hv1")]
+    guests = known_guests(hosts, {})
+    assert [(guest.name, guest.drift) for guest in guests] == [("web1", "unknown"), ("web2", "unknown")]
+    assert names(select_guests(guests, None, {})) == ["web1", "web2"]
+
+
+def test_a_name_that_two_hypervisors_have_gets_theirs() -> None:
+    guests = known_guests([hypervisor("hv1", "web"), hypervisor("hv2", "web")], {})
+    assert names(guests) == ["web@hv1", "web@hv2"]
+
+
+def test_a_domain_named_like_a_port_is_no_other_host() -> None:
+    guests = known_guests([hypervisor("hv1", "web:80", "web%3A80", "web")], {})
+    assert names(guests) == ["web%3A80", "web%253A80", "web"]
+    assert [guest.domain for guest in guests] == ["web:80", "web%3A80", "web"]
+    (chosen,) = select_guests(guests, "web:80", {})
+    assert chosen.domain == "web:80"
+
+
+def test_domains_named_like_a_port_on_two_hypervisors() -> None:
+    guests = known_guests([hypervisor("hv1", "web:80"), hypervisor("hv2", "web:80")], {})
+    assert names(guests) == ["web%3A80@hv1", "web%3A80@hv2"]
+
+
+@pytest.mark.parametrize("name", ["web", "100%", "a%20b", "Übung <off>", "{{ 1 }}"])
+def test_other_names_stay(name: str) -> None:
+    assert host_name(name) == name
+
+
+@given(st.lists(st.text(alphabet=":%235Aa"), unique=True))
+def test_no_two_domains_become_one_host(domains: list[str]) -> None:
+    hosts = [host_name(name) for name in domains]
+    assert len({*hosts}) == len(domains)
+    assert ":" not in "".join(hosts)
+
+
+# --- selection -----------------------------------------------------------------------------------
+
+
+def fleet() -> list[Guest]:
+    look = {"domains": [domain("web1"), domain("web10", "drifted"), domain("101", "unknown"), domain("off", "off")]}
+    return known_guests([host("hv1", look)], {})
+
+
+def test_by_default_guests_that_drift_come_before_those_nobody_knows() -> None:
+    assert names(select_guests(fleet(), None, {})) == ["web10", "101"]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "chosen"),
+    [
+        ("web1", ["web1"]),
+        ("web10, web1", ["web10", "web1"]),
+        (["web1", "web1"], ["web1"]),
+        (101, ["101"]),
+        ([101], ["101"]),
+        ("all", ["web1", "web10", "101", "off"]),
+        ("pool", ["web1", "off"]),
+    ],
+)
+def test_guests_are_chosen(wanted: object, chosen: list[str]) -> None:
+    assert names(select_guests(fleet(), wanted, {"pool": ["web1", "off"]})) == chosen
+
+
+@pytest.mark.parametrize("wanted", [None, "", " , ", [], ["", " "]])
+def test_nothing_is_wanted(wanted: object) -> None:
+    assert wanted_names(wanted) == []
+
+
+def test_all_of_nothing_is_nothing() -> None:
+    assert select_guests([], "all", {}) == []
+
+
+def test_a_name_that_matches_nothing_is_an_error() -> None:
+    with pytest.raises(SelectionError, match=r"nothing is named 'web', 'x'\. .*: 101, off, web1, web10$"):
+        select_guests(fleet(), "web,x,web1", {})
+
+
+def test_the_error_tells_where_nobody_could_look() -> None:
+    with pytest.raises(SelectionError, match=r"none\. Nobody could look at hv1, hv2$"):
+        select_guests([], "web", {}, {"hv2", "hv1"})
+
+
+def test_limit_must_not_leave_out_what_was_found() -> None:
+    check_limit(fleet(), None)
+    check_limit(fleet(), "hv1,fleet_selected")
+    with pytest.raises(SelectionError, match="--limit hv1 leaves out web1, web10"):
+        check_limit(fleet(), "hv1")
