@@ -23,7 +23,7 @@ options:
     type: dict
     required: true
   guest:
-    description: The guest's C(name), C(hypervisor) and C(domain).
+    description: The guest's C(name), C(hypervisor), C(uri) and C(domain).
     type: dict
     required: true
   started:
@@ -44,7 +44,7 @@ EXAMPLES = r"""
   ansible.builtin.set_fact:
     result: "{{ {'before': before} | kvm.fleet.upgrade_result(guest=guest, started=started) }}"
   vars:
-    guest: {name: web1, hypervisor: hypervisor1, domain: web1}
+    guest: {name: web1, hypervisor: hypervisor1, uri: "qemu:///system", domain: web1}
 """
 
 RETURN = r"""
@@ -57,6 +57,9 @@ _value:
       type: str
     hypervisor:
       description: Its hypervisor's name in the inventory.
+      type: str
+    uri:
+      description: The local libvirt connection there.
       type: str
     domain:
       description: The domain's name there.

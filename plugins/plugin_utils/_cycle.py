@@ -10,6 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState, require_running
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError
+
 Facts = Mapping[str, Any]
 """A module's result, or a domain from domain_info's."""
 
@@ -50,6 +53,50 @@ def make_plan(before: Facts, predicted: Facts, *, snapshot: bool, restart: str) 
     )
 
 
+def refusal_before(before: Facts, *, restart: str) -> dict[str, Any]:
+    """Why the role would not begin with this guest, as a module's failure has it; empty when nothing speaks against it.
+
+    What only some of the work needs is for its modules to refuse.
+    """
+    try:
+        require_running(before["name"], DomainState(before["state"]))
+    except FleetError as error:
+        return _failure(error.error_code, error.message, error.remedy, error.evidence)
+    if restart == "never" or before["drift"]["state"] != "unknown":
+        return {}
+    details = "; ".join(reason["detail"] for reason in before["drift"]["reasons"])
+    return _failure(
+        "drift_unknown",
+        f"whether its QEMU is outdated cannot be told: {details or 'no reason is known'}",
+        "See to it that Ansible becomes root on the hypervisor. With upgrade_restart=never, packages are upgraded "
+        "without a restart.",
+        {"drift": before["drift"]},
+    )
+
+
+def failure_after(
+    before: Facts, after: Facts, failed_units: Iterable[str], plan: Facts, snapshot: str | None
+) -> dict[str, Any]:
+    """Why the guest cannot be called healthy, as a module's failure has it; empty when it can.
+
+    ``failed_units`` are those that had not failed before, ``snapshot`` is the one that was made, if any.
+    """
+    problems = problems_after(before, after, failed_units, plan)
+    if not problems:
+        return {}
+    rollback = ", or roll the guest back to its snapshot" if snapshot else ""
+    return _failure(
+        "guest_unhealthy",
+        "; ".join(problems),
+        f"Look at what is named here, in the guest ('systemctl status') and on its hypervisor, and mend it{rollback}.",
+        {"problems": problems},
+    )
+
+
+def _failure(error_code: str, msg: str, remedy: str, evidence: Facts) -> dict[str, Any]:
+    return {"error_code": error_code, "msg": msg, "remedy": remedy, "transient": False, "evidence": dict(evidence)}
+
+
 def problems_after(before: Facts, after: Facts, failed_units: Iterable[str], plan: Facts) -> list[str]:
     """What speaks against calling the guest healthy. ``failed_units`` are those that had not failed before."""
     found = []
@@ -84,6 +131,7 @@ class Result:
 
     guest: str
     hypervisor: str
+    uri: str
     domain: str
     outcome: str
     check_mode: bool
@@ -104,9 +152,9 @@ def make_result(
 ) -> dict[str, Any]:
     """Put together what the steps returned.
 
-    ``guest`` has name, hypervisor and domain; ``taken`` has what the steps registered under before, predicted, plan,
-    snapshot, upgrade, power and after, as far as they came. ``failure`` is the failed task's name and
-    result, if one failed.
+    ``guest`` has name, hypervisor, uri and domain; ``taken`` has what the steps registered under before, predicted,
+    plan, snapshot, upgrade, power and after, as far as they came. ``failure`` is the failed task's name and result, if
+    one failed.
     """
     before, after = _domain(taken.get("before")), _domain(taken.get("after"))
     plan = taken.get("plan") or {}
@@ -131,6 +179,7 @@ def make_result(
         Result(
             guest=guest["name"],
             hypervisor=guest["hypervisor"],
+            uri=guest["uri"],
             domain=guest["domain"],
             outcome=outcome,
             check_mode=check_mode,

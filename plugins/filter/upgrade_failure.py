@@ -5,8 +5,8 @@
 from __future__ import annotations
 
 DOCUMENTATION = r"""
-name: upgrade_problems
-short_description: Tell what speaks against calling a guest healthy
+name: upgrade_failure
+short_description: Tell why a guest cannot be called healthy
 version_added: 0.1.0
 author:
   - Contributors to kvm.fleet (@kvm-fleet)
@@ -30,33 +30,41 @@ options:
     type: list
     elements: str
     default: []
+  snapshot:
+    description: The name of the snapshot that was made, if any.
+    type: str
 """
 
 EXAMPLES = r"""
 - name: Judge
   ansible.builtin.assert:
-    that: after.domains[0] | kvm.fleet.upgrade_problems(before=before.domains[0], plan=plan) | length == 0
+    that: after.domains[0] | kvm.fleet.upgrade_failure(before=before.domains[0], plan=plan) | length == 0
 """
 
 RETURN = r"""
 _value:
-  description: The problems. Empty when there are none.
-  type: list
-  elements: str
+  description: >-
+    The failure, with C(error_code), C(msg), C(remedy), C(transient) and C(evidence), as a module would return it. Empty
+    when the guest is healthy.
+  type: dict
 """
 
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import problems_after
+from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import failure_after
 
 
-def problems(
-    after: Mapping[str, Any], before: Mapping[str, Any], plan: Mapping[str, Any], failed_units: Iterable[str] = ()
-) -> list[str]:
-    return problems_after(before, after, failed_units, plan)
+def failure(
+    after: Mapping[str, Any],
+    before: Mapping[str, Any],
+    plan: Mapping[str, Any],
+    failed_units: Iterable[str] = (),
+    snapshot: str | None = None,
+) -> dict[str, Any]:
+    return failure_after(before, after, failed_units, plan, snapshot)
 
 
 class FilterModule:
     def filters(self) -> dict[str, Any]:
-        return {"upgrade_problems": problems}
+        return {"upgrade_failure": failure}
