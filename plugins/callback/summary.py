@@ -46,12 +46,14 @@ class CallbackModule(CallbackBase):
         fleet = stats.custom.get("_run", {}).get("kvm_fleet")
         if not fleet or CallbackModule._speaker is not self:
             return
+        failed_looks = fleet.get("failed_looks", [])
         if "status" in fleet:
-            self._print(render_status(fleet["status"]))
-        if "targets" in fleet:
-            lost = {*stats.dark, *stats.failures}
-            records = complete(fleet["targets"], fleet.get("guests", {}), lost)
-            self._print(render_summary(fleet["job"], records))
+            self._print(render_status(fleet["status"], failed_looks))
+        if "targets" in fleet or "guests" in fleet:
+            # A playbook of the user's own that has nothing but the role notes no targets.
+            targets = fleet.get("targets") or list(fleet.get("guests", {}))
+            records = complete(targets, fleet.get("guests", {}), {*stats.dark, *stats.failures})
+            self._print(render_summary(fleet.get("job", "upgrade"), records, failed_looks))
 
     def _print(self, lines: list[str]) -> None:
         self._display.display("\n".join(lines))

@@ -10,6 +10,8 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import DEFAULT_URI
+
 RULE = "═" * 39
 
 Record = Mapping[str, Any]
@@ -40,8 +42,11 @@ def _missing(guest: str, *, lost: bool) -> Record:
     }
 
 
-def render_summary(job: str, records: Sequence[Record]) -> list[str]:
-    """The summary of an upgrade or a restart, line by line."""
+def render_summary(job: str, records: Sequence[Record], failed_looks: Sequence[Record] = ()) -> list[str]:
+    """The summary of an upgrade or a restart, line by line.
+
+    ``failed_looks`` tell which hypervisors could not be looked at; nobody knows what other guests they have.
+    """
     reached = [record for record in records if record["outcome"] != "not_attempted"]
     missed = len(records) - len(reached)
     title = f"{job.upper()} SUMMARY: {len(reached)} VM(s) processed"
@@ -54,8 +59,10 @@ def render_summary(job: str, records: Sequence[Record]) -> list[str]:
     lines = [RULE, title, RULE]
     for record in records:
         lines += [*_guest_lines(record), ""]
+    for failed in failed_looks:
+        lines += [*_failed_look_lines(failed), ""]
     totals = f"Success: {succeeded}  Failed: {len(reached) - succeeded}  Drift Resolved: {resolved}"
-    return [*lines, RULE, totals, RULE] if records else [*lines[:2], RULE, totals, RULE]
+    return [*lines, RULE, totals, RULE] if records or failed_looks else [*lines[:2], RULE, totals, RULE]
 
 
 def _guest_lines(record: Record) -> list[str]:
@@ -64,6 +71,11 @@ def _guest_lines(record: Record) -> list[str]:
     if record["outcome"] not in SUCCESSES:
         return [f"✗ {printable(record['guest'])}", *_indented(_failure_facts(record))]
     return [f"✓ {printable(record['guest'])}", *_indented(_success_facts(record))]
+
+
+def _failed_look_lines(failed: Record) -> list[str]:
+    facts = [("Error", str(failed["msg"])), ("Remedy", str(failed["remedy"]))]
+    return [f"✗ hypervisor {printable(failed['hypervisor'])}", *_indented(facts)]
 
 
 def _indented(facts: Iterable[tuple[str, str]]) -> list[str]:
@@ -77,7 +89,7 @@ def printable(text: str) -> str:
 
 def _success_facts(record: Record) -> list[tuple[str, str]]:
     return [
-        ("Packages upgraded", str(len(record["packages"]))),
+        ("Packages upgraded", packages_text(record["packages"])),
         ("Restarted", ("yes, forced off" if record["forced_off"] else "yes") if record["restarted"] else "no"),
         ("QEMU drift", str(record["drift"])),
         ("Reboot required", "yes" if record["reboot_required"] else ""),
@@ -90,11 +102,11 @@ def _success_facts(record: Record) -> list[tuple[str, str]]:
 def _failure_facts(record: Record) -> list[tuple[str, str]]:
     error = record["error"]
     refused = " (nothing was changed)" if record["outcome"] == "refused" else ""
-    packages = len(record.get("packages") or ())
+    packages = record.get("packages")
     return [
         ("Error", f"{error['msg']}{refused}"),
         ("Remedy", error.get("remedy") or ""),
-        ("Packages upgraded", str(packages) if packages else ""),
+        ("Packages upgraded", packages_text(packages) if packages else ""),
         ("Forced off", "yes" if record.get("forced_off") else ""),
         ("QEMU drift", record["drift"] if record.get("drift") in ("remains", "resolved") else ""),
         ("Snapshot", record.get("snapshot") or ""),
@@ -103,10 +115,19 @@ def _failure_facts(record: Record) -> list[tuple[str, str]]:
     ]
 
 
+def packages_text(packages: Sequence[Mapping[str, Any]]) -> str:
+    """How many packages were upgraded, and how many were new or removed, if any: ``23 (2 new, 1 removed)``."""
+    new = sum(not package["old"] for package in packages)
+    removed = sum(not package["new"] for package in packages)
+    others = [f"{count} {what}" for count, what in ((new, "new"), (removed, "removed")) if count]
+    return f"{len(packages) - new - removed}" + (f" ({', '.join(others)})" if others else "")
+
+
 def _rollback(record: Record) -> str:
     """The command that brings the guest back to its snapshot, for a shell on its hypervisor."""
+    connection = "" if record["uri"] == DEFAULT_URI else f"-c {shlex.quote(record['uri'])} "
     # '--' keeps a name with a leading dash from being an option.
-    return f"virsh snapshot-revert -- {shlex.quote(record['domain'])} {shlex.quote(record['snapshot'])}"
+    return f"virsh {connection}snapshot-revert -- {shlex.quote(record['domain'])} {shlex.quote(record['snapshot'])}"
 
 
 def duration_text(seconds: float) -> str:
@@ -119,14 +140,15 @@ def duration_text(seconds: float) -> str:
 _STATUS_COLUMNS = ("GUEST", "HYPERVISOR", "STATE", "QEMU DRIFT", "AGENT", "SNAPSHOTS")
 
 
-def render_status(guests: Sequence[Record]) -> list[str]:
-    """A table of the guests, and what drifts in them."""
+def render_status(guests: Sequence[Record], failed_looks: Sequence[Record] = ()) -> list[str]:
+    """A table of the guests, what drifts in them, and which hypervisors could not be looked at."""
     rows = [_STATUS_COLUMNS, *(_status_row(guest) for guest in guests)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(_STATUS_COLUMNS))]
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     drifted = sum(guest["drift"] == "drifted" for guest in guests)
     unknown = sum(guest["drift"] == "unknown" for guest in guests)
-    return [*table, "", f"Guests: {len(guests)}  Drifted: {drifted}  Unknown: {unknown}"]
+    failures = [line for failed in failed_looks for line in ["", *_failed_look_lines(failed)]]
+    return [*table, *failures, "", f"Guests: {len(guests)}  Drifted: {drifted}  Unknown: {unknown}"]
 
 
 def _status_row(guest: Record) -> tuple[str, ...]:

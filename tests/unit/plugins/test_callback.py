@@ -1,0 +1,64 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The callback that prints the summary, given the statistics of a run."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from ansible_collections.kvm.fleet.plugins.callback.summary import CallbackModule
+from tests.unit.plugin_utils.test_summary import FAILED_LOOK, record
+
+
+@pytest.fixture
+def printed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    lines: list[str] = []
+    monkeypatch.setattr(CallbackModule, "_speaker", None)
+    monkeypatch.setattr(CallbackModule, "_print", lambda _self, more: lines.extend(more))
+    return lines
+
+
+def finish(fleet: dict[str, Any] | None) -> None:
+    custom = {} if fleet is None else {"_run": {"kvm_fleet": fleet}}
+    CallbackModule().v2_playbook_on_stats(SimpleNamespace(custom=custom, dark={}, failures={}))
+
+
+@pytest.mark.parametrize("fleet", [None, {}])
+def test_other_playbooks_get_no_summary(printed: list[str], fleet: dict[str, Any] | None) -> None:
+    finish(fleet)
+    assert printed == []
+
+
+def test_a_playbook_with_the_role_alone_gets_its_guests(printed: list[str]) -> None:
+    finish({"guests": {"web1": record("web1")}})
+    assert printed[1] == "UPGRADE SUMMARY: 1 VM(s) processed"
+    assert "✓ web1" in printed
+
+
+def test_a_run_that_had_nothing_to_do_says_so(printed: list[str]) -> None:
+    finish({"job": "restart", "targets": [], "guests": {}, "failed_looks": []})
+    assert printed[1] == "RESTART SUMMARY: 0 VM(s) processed"
+
+
+def test_targets_that_were_not_reached_are_named(printed: list[str]) -> None:
+    finish({"job": "upgrade", "targets": ["web1", "web2"], "guests": {"web1": record("web1")}})
+    assert printed[1] == "UPGRADE SUMMARY: 1 VM(s) processed, 1 not attempted"
+
+
+def test_status_names_the_hypervisors_that_could_not_be_looked_at(printed: list[str]) -> None:
+    finish({"status": [], "failed_looks": [FAILED_LOOK]})
+    assert "✗ hypervisor hv2" in printed
+    assert not [line for line in printed if "SUMMARY" in line]
+
+
+def test_only_one_of_two_callbacks_speaks(printed: list[str]) -> None:
+    fleet = {"guests": {"web1": record("web1")}}
+    finish(fleet)
+    once = list(printed)
+    finish(fleet)
+    assert printed == once

@@ -1,0 +1,67 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The filters, as the playbooks call them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from ansible.errors import AnsibleFilterError
+
+from ansible_collections.kvm.fleet.plugins.filter.choose_looks import choose
+from ansible_collections.kvm.fleet.plugins.filter.failed_looks import failed
+from ansible_collections.kvm.fleet.plugins.filter.refused_guests import refused
+from ansible_collections.kvm.fleet.plugins.filter.select_guests import select
+from ansible_collections.kvm.fleet.plugins.filter.upgrade_failure import failure
+from ansible_collections.kvm.fleet.plugins.filter.upgrade_refusal import refusal
+from ansible_collections.kvm.fleet.plugins.plugin_utils._summary import render_summary
+from tests.unit.plugin_utils.test_cycle import PLAN, domain
+from tests.unit.plugin_utils.test_selection import SESSION, UNREACHABLE, host, hypervisor
+
+
+def fleet() -> list[dict[str, Any]]:
+    """Two guests of a hypervisor that is gone, and one that is there."""
+    return [
+        host("web1", UNREACHABLE, kvm_hypervisor="hv1"),
+        host("web2", {"skipped": True}, kvm_hypervisor="hv1"),
+        hypervisor("hv2", "db"),
+    ]
+
+
+def test_guests_of_a_hypervisor_that_is_gone_are_chosen_and_refused() -> None:
+    chosen = select(fleet(), {}, "all")
+    assert [(guest["name"], bool(guest["refusal"])) for guest in chosen] == [
+        ("web1", True),
+        ("web2", True),
+        ("db", False),
+    ]
+    records = refused(chosen)
+    assert [(name, record["outcome"]) for name, record in records.items()] == [("web1", "refused"), ("web2", "refused")]
+    assert records["web2"]["error"]["error_code"] == "hypervisor_unreachable"
+    summary = render_summary("upgrade", list(records.values()))
+    assert "  Error: hv1 could not be looked at: no route to host (nothing was changed)" in summary
+
+
+def test_guests_carry_the_uri_of_their_hypervisor() -> None:
+    (chosen,) = select([host("web1", kvm_hypervisor="hv1")], {"hv1": {"kvm_uri": SESSION}}, "web1")
+    assert (chosen["uri"], chosen["drift"]) == (SESSION, "unknown")
+
+
+def test_what_cannot_be_selected_is_an_error_of_the_filter() -> None:
+    with pytest.raises(AnsibleFilterError, match=r"nothing is named 'x'.*Nobody could look at hv1"):
+        select(fleet(), {}, "x")
+
+
+def test_looks() -> None:
+    assert choose(fleet()) == {"web1": "qemu:///system", "hv2": "qemu:///system"}
+    assert list(failed(fleet())) == ["web1"]
+
+
+def test_verdicts() -> None:
+    assert refusal(domain()) == {}
+    assert refusal(domain(drift="unknown"))["error_code"] == "drift_unknown"
+    assert failure(domain(), domain(), PLAN) == {}
+    assert failure(domain(), domain(), PLAN, ["a.service"], "pre-upgrade")["error_code"] == "guest_unhealthy"
