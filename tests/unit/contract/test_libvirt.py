@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -13,15 +14,18 @@ from xml.sax.saxutils import escape
 import libvirt
 import pytest
 
+from ansible_collections.kvm.fleet.plugins.module_utils import _libvirt
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import Deadline
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState, Hypervisor, ShutdownMethod
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     AgentCommandFailed,
     AgentSilent,
+    DomainBusy,
     DomainNotFound,
     DomainNotRunning,
     FleetError,
     HypervisorUnavailable,
+    InvalidRequest,
     LibvirtFailed,
     NoAgentChannel,
     RemoteUriRefused,
@@ -36,11 +40,16 @@ from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import (
 from tests.unit.contract.hypervisor import NASTY_NAMES, HypervisorContract
 
 
+def uuid_of(name: str) -> str:
+    return str(uuid.uuid5(uuid.NAMESPACE_URL, name))
+
+
 def domain_xml(name: str, facts: str = "") -> str:
     """A running domain; the facts are told to the test driver alone."""
     return (
         "<domain type='test' xmlns:test='http://libvirt.org/schemas/domain/test/1.0'>"
-        f"<name>{escape(name)}</name><memory unit='MiB'>512</memory><os><type>hvm</type></os>{facts}</domain>"
+        f"<name>{escape(name)}</name><uuid>{uuid_of(name)}</uuid><memory unit='MiB'>512</memory>"
+        f"<os><type>hvm</type></os>{facts}</domain>"
     )
 
 
@@ -113,6 +122,47 @@ def test_a_libvirt_that_does_not_answer_is_unavailable(uri: str, capfd: pytest.C
     assert "libvirt: " not in capfd.readouterr().err, "libvirt prints its errors itself unless told not to"
 
 
+def test_a_name_that_c_would_cut_short_is_refused(libvirtd: LibvirtHypervisor) -> None:
+    with pytest.raises(InvalidRequest):
+        libvirtd.domain("vm1\0vm10")
+
+
+# --- a libvirt that is restarted -----------------------------------------------------------------
+
+
+@pytest.fixture
+def broken(libvirtd: LibvirtHypervisor) -> LibvirtDomain:
+    """A domain whose connection has broken, as it does when libvirt is restarted."""
+    return domain_behind(libvirtd, Handle(libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_RPC))
+
+
+def test_a_question_is_asked_again_over_a_new_connection(broken: LibvirtDomain) -> None:
+    assert broken.state() is DomainState.RUNNING
+    assert broken.is_persistent()
+
+
+def test_a_change_is_not_repeated_and_the_connection_works_again(broken: LibvirtDomain) -> None:
+    with pytest.raises(HypervisorUnavailable, match="the connection to libvirt broke") as raised:
+        broken.destroy()
+    assert raised.value.transient
+    assert broken.state() is DomainState.RUNNING
+
+
+def test_an_answer_that_is_too_long_is_no_broken_connection(libvirtd: LibvirtHypervisor) -> None:
+    domain = domain_behind(libvirtd, Handle(libvirt.VIR_ERR_RPC, libvirt.VIR_FROM_RPC))
+    with pytest.raises(LibvirtFailed):
+        domain.xml()
+
+
+def test_a_libvirt_that_stays_away_is_given_up(
+    broken: LibvirtDomain, uri: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_libvirt, "REOPEN_SECONDS", 0)
+    Path(uri.removeprefix("test://")).unlink()
+    with pytest.raises(HypervisorUnavailable, match="libvirt does not answer at "):
+        broken.state()
+
+
 # --- events --------------------------------------------------------------------------------------
 
 
@@ -173,10 +223,10 @@ class Handle:
         self._error.err = (code, domain, "what libvirt says", 2, "", None, None, -1, -1)
 
     def name(self) -> str:
-        return "web1"
+        return "vm1"
 
     def UUIDString(self) -> str:
-        return "2f8a6c8e-58b4-4a0e-9d0b-0b1d3a7d0c55"
+        return uuid_of("vm1")
 
     def __getattr__(self, _call: str) -> object:
         raise self._error
@@ -219,6 +269,7 @@ def test_an_error_of_the_agent_is_told_by_its_code(
     [
         ("VIR_ERR_NO_DOMAIN", DomainNotFound),
         ("VIR_ERR_NO_DOMAIN_SNAPSHOT", SnapshotNotFound),
+        ("VIR_ERR_OPERATION_TIMEOUT", DomainBusy),
         ("VIR_ERR_OPERATION_INVALID", LibvirtFailed),
         ("VIR_ERR_INTERNAL_ERROR", LibvirtFailed),
     ],

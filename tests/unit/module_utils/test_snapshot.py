@@ -24,9 +24,11 @@ from ansible_collections.kvm.fleet.plugins.module_utils._snapshot import (
     create,
     creation_needed,
     default_name,
+    delete,
     find_own,
     free_bytes,
     require_own,
+    revert,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import STAMP
 from tests.unit.fake_clock import START
@@ -168,6 +170,12 @@ def test_too_little_room_for_the_ram_is_refused(
     assert raised.value.evidence == {"needed_bytes": 512 * MIB, "free_bytes": 512 * MIB - 1}
 
 
+def test_room_that_cannot_be_measured_is_no_reason_to_refuse(look: Look) -> None:
+    """libvirt itself says so when there is none; an image may be readable for QEMU's user only."""
+    assert free_bytes("/nonexistent") is None
+    assert creation_needed(look(), "new", 512 * MIB, lambda _path: None)
+
+
 def test_room_is_measured_where_the_disk_is(hypervisor: FakeHypervisor) -> None:
     assert (free_bytes(str(hypervisor.images)) or 0) > 0
 
@@ -201,3 +209,26 @@ def test_an_error_of_libvirt_is_passed_on(domain: FakeDomain) -> None:
     domain.add_snapshot("new", "")
     with pytest.raises(FleetError, match="already exists"):
         create(domain, "new", "x")
+
+
+# --- reverting and deleting ----------------------------------------------------------------------
+
+
+def test_reverting_is_proved_by_the_current_snapshot(domain: FakeDomain, monkeypatch: pytest.MonkeyPatch) -> None:
+    grow_tree(domain)
+    revert(domain, "ours-left")
+    assert [snapshot.name for snapshot in domain.snapshots() if snapshot.current] == ["ours-left"]
+    monkeypatch.setattr(domain, "revert_to_snapshot", lambda _name: None)
+    with pytest.raises(ProofFailed, match=r"reverted domain 'web1' to snapshot 'root' and does not call it current"):
+        revert(domain, "root")
+
+
+def test_deleting_is_proved_by_the_list_and_keeps_the_others(
+    domain: FakeDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grow_tree(domain)
+    delete(domain, "root")
+    assert {snapshot.name for snapshot in domain.snapshots()} == {*OURS, *THEIRS} - {"root"}
+    monkeypatch.setattr(domain, "delete_snapshot", lambda _name: None)
+    with pytest.raises(ProofFailed, match=r"deleted snapshot 'ours-left' of domain 'web1' and still lists it"):
+        delete(domain, "ours-left")

@@ -17,6 +17,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import InvalidRe
 from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import (
     STAMP,
     build_snapshot,
+    check_description,
     check_snapshot_name,
     is_ours,
     parse_snapshot,
@@ -123,3 +124,15 @@ def test_every_snapshot_that_is_built_is_ours_and_keeps_its_description(descript
 def test_a_description_cannot_add_elements() -> None:
     xml = build_snapshot("x", "</description><disks/><description>")
     assert [element.tag for element in ElementTree.fromstring(xml)] == ["name", "description"]
+
+
+@pytest.mark.parametrize("description", ["", "two\nlines\tand a tab", "<&>", "größe 🐧"])
+def test_a_description_of_any_text_is_accepted(description: str) -> None:
+    check_description(description)
+    assert parse_snapshot(build_snapshot("x", description), current=False).description == f"{STAMP} {description}"
+
+
+@pytest.mark.parametrize("description", ["a\0b", "\x1b[2J", "a\ud800b"])
+def test_a_description_that_xml_cannot_hold_is_refused(description: str) -> None:
+    with pytest.raises(InvalidRequest, match="the snapshot's description contains a control character"):
+        check_description(description)
