@@ -85,7 +85,7 @@ def test_a_guest_has_its_own_uri_or_that_of_its_hypervisor() -> None:
     ],
 )
 def test_a_look_without_domains_has_failed(look: dict[str, Any], error_code: str) -> None:
-    (failed,) = failed_looks([host("web1", look, kvm_hypervisor="hv1")], {}).values()
+    failed = failed_looks([host("web1", look, kvm_hypervisor="hv1")], {})["web1"]
     assert (failed["hypervisor"], failed["error_code"]) == ("hv1", error_code)
     assert failed["msg"] == f"hv1 could not be looked at: {look['msg']}"
     assert failed["remedy"]
