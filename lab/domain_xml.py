@@ -74,7 +74,7 @@ def parse_spec(xml: str) -> GuestSpec | None:
     mark = root.find(f"./metadata/{MARK}")
     if mark is None:
         return None
-    pid, _, started = mark.get("owner", "").partition(":")
+    pid, _colon, started = mark.get("owner", "").partition(":")
     return GuestSpec(
         name=root.findtext("name", ""),
         memory_mib=int(mark.get("memory-mib", "0")),

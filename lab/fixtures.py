@@ -59,7 +59,8 @@ def lab(pytestconfig: pytest.Config) -> Iterator[Session]:
     from lab.session import session
 
     allowed = pytestconfig.getoption("--allow-foreign-guests")
-    with session(allow_foreign_guests=allowed, failures=pytestconfig.rootpath / FAILURES) as opened:
+    with ExitStack() as stack:
+        opened = stack.enter_context(session(allow_foreign_guests=allowed, failures=pytestconfig.rootpath / FAILURES))
         pytestconfig.stash[SESSION] = opened
         yield opened
 

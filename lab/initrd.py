@@ -46,7 +46,7 @@ def module_files(modules_dep: str) -> list[str]:
     """Paths of the wanted modules and of what they need, in the order to load them in."""
     needs = {}
     for line in modules_dep.splitlines():
-        path, _, dependencies = line.partition(":")
+        path, _colon, dependencies = line.partition(":")
         # depmod lists the dependencies of a module from the last to load to the first.
         needs[PurePosixPath(path).name.split(".")[0]] = [*reversed(dependencies.split()), path]
     files = [path for name in WANTED for path in needs.get(name, [])]

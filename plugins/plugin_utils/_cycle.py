@@ -205,9 +205,9 @@ def _domain(info: Facts | None) -> Facts:
 
 
 def _reboot_required(upgrade: Facts, predicted: Facts, restarted: bool) -> bool | None:
-    """Whether the guest still asks for a reboot; None where nobody has asked it."""
+    """Whether the guest asks for a reboot; None where nobody has asked it, as nobody does after a restart."""
     told = upgrade.get("reboot_required", predicted.get("reboot_required"))
-    return None if told is None else bool(told) and not restarted
+    return None if told is None or restarted else bool(told)
 
 
 def describe_failure(failure: Facts) -> dict[str, Any]:

@@ -260,7 +260,7 @@ def test_an_error_of_the_agent_is_told_by_its_code(
     monkeypatch.setattr("libvirt_qemu.qemuAgentCommand", fail)
     with pytest.raises(kind) as raised:
         domain_behind(libvirtd, handle).exchange("{}", 1)
-    assert type(raised.value) is kind
+    assert raised.type is kind
     assert raised.value.evidence == {"libvirt_code": number, "libvirt_domain": libvirt.VIR_FROM_QEMU}
 
 
@@ -279,7 +279,7 @@ def test_any_other_error_is_told_by_its_code(libvirtd: LibvirtHypervisor, code: 
     for ask in (domain.state, domain.start, domain.memory_bytes, domain.has_managed_save):
         with pytest.raises(kind) as raised:
             ask()
-        assert type(raised.value) is kind
+        assert raised.type is kind
 
 
 def test_a_request_to_shut_down_finds_a_domain_that_went_off(libvirtd: LibvirtHypervisor) -> None:

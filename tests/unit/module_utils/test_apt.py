@@ -292,7 +292,7 @@ E: Sub-process /usr/bin/dpkg returned an error code (1)
 )
 def test_a_failure_becomes_the_error_behind_it(failure: Failure, kind: type[FleetError], message: str) -> None:
     error = explain(failure)
-    assert type(error) is kind
+    assert error.__class__ is kind
     assert error.message == message
     assert error.evidence["exit_code"] == failure.exit_code
     assert error.evidence["output"] == failure.output.splitlines()[-20:]
