@@ -61,7 +61,7 @@ def literal(value: object) -> str:
     return json.dumps(value).replace("{{", "{{ '{{' }}")
 
 
-def module(name: str, /, *, check: bool = False, diff: bool = False, **options: Any) -> dict[str, Any]:
+def module(which: str, /, *, check: bool = False, diff: bool = False, **options: Any) -> dict[str, Any]:
     """Run one of the collection's modules on this machine as the hypervisor, and return its result.
 
     Whether it failed is in the result under `failed`; with `diff`, what Ansible prints as the difference is there under
@@ -69,7 +69,7 @@ def module(name: str, /, *, check: bool = False, diff: bool = False, **options: 
     """
     flags = [*(["--check"] if check else []), *(["--diff"] if diff else [])]
     given = ["--args", literal(options)] if options else []
-    done = _run("ansible", *flags, "--module-name", f"kvm.fleet.{name}", *given, "localhost", inventory=HYPERVISORS)
+    done = _run("ansible", *flags, "--module-name", f"kvm.fleet.{which}", *given, "localhost", inventory=HYPERVISORS)
     printed_diff, _marker, answer = done.stdout.partition("localhost | ")
     verdict, _arrow, told = answer.partition(" => ")
     result = json.loads(told or "null")
@@ -78,9 +78,9 @@ def module(name: str, /, *, check: bool = False, diff: bool = False, **options: 
     return {**result, "printed_diff": printed_diff} if diff else result
 
 
-def refusal(name: str, /, *, check: bool = False, **options: Any) -> dict[str, Any]:
+def refusal(which: str, /, *, check: bool = False, **options: Any) -> dict[str, Any]:
     """Run a module that has to fail with one of the collection's typed errors, and return that."""
-    result = module(name, check=check, **options)
+    result = module(which, check=check, **options)
     assert result["failed"], result
     assert isinstance(result["transient"], bool)
     assert isinstance(result["evidence"], dict)

@@ -231,7 +231,7 @@ def test_summary_of_the_upgrade(pair: Pair, upgraded: Ran) -> None:
     for guest in pair:
         expected += [
             re.escape(f"✓ {guest.name}"),
-            "  Packages upgraded: 6",
+            r"  Packages upgraded: 5 \(1 new\)",
             "  Restarted: yes",
             "  QEMU drift: resolved",
             f"  Snapshot: {SNAPSHOT.pattern}",
