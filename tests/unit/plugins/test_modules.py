@@ -1,0 +1,421 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Modules from their arguments to their result, on a hypervisor with a memory: check mode, real runs and errors."""
+
+from __future__ import annotations
+
+import importlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import pytest
+from ansible.module_utils.testing import patch_module_args
+
+from ansible_collections.kvm.fleet.plugins.module_utils import _runner
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState
+from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import STAMP
+from tests.unit.fake_agent import Call, Ending
+from tests.unit.fake_hypervisor import EMULATOR, FakeDomain, FakeHypervisor
+from tests.unit.module_utils.test_upgrade import UpgradingGuest
+
+Run = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run(hypervisor: FakeHypervisor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Runs a module as Ansible does, on the fake hypervisor, and returns what it prints."""
+
+    @contextmanager
+    def open_it(uri: str) -> Iterator[FakeHypervisor]:
+        assert uri == "qemu:///system"
+        yield hypervisor
+
+    monkeypatch.setattr(_runner, "open_hypervisor", open_it)
+
+    def run_module(module: str, *, check: bool = False, **arguments: Any) -> dict[str, Any]:
+        imported = importlib.import_module(f"ansible_collections.kvm.fleet.plugins.modules.{module}")
+        with patch_module_args({**arguments, "_ansible_check_mode": check}), pytest.raises(SystemExit):
+            imported.main()
+        result: dict[str, Any] = json.loads(capsys.readouterr().out)
+        return result
+
+    return run_module
+
+
+@pytest.fixture
+def domain(hypervisor: FakeHypervisor) -> FakeDomain:
+    return hypervisor.add("web1")
+
+
+# --- check mode, of every module that changes anything -------------------------------------------
+
+
+def with_apt(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    domain.agent.program = UpgradingGuest(hypervisor.clock).agent.program
+
+
+def with_a_shell(_hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    domain.agent.program = lambda call: Ending(0 if call.command[0] == "touch" else 1)
+
+
+def with_a_snapshot(_hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    domain.add_snapshot("old", f"{STAMP} x")
+
+
+def switched_off(_hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    domain.be(DomainState.SHUT_OFF)
+
+
+def as_it_is(_hypervisor: FakeHypervisor, _domain: FakeDomain) -> None:
+    pass
+
+
+class Change(NamedTuple):
+    """A task that changes something. One that ``settles`` finds nothing to do the second time."""
+
+    module: str
+    arguments: dict[str, Any]
+    arrange: Callable[[FakeHypervisor, FakeDomain], None]
+    settles: bool
+
+
+CHANGES = [
+    Change("domain_power", {"state": "restarted"}, as_it_is, settles=False),
+    Change("domain_power", {"state": "stopped"}, as_it_is, settles=True),
+    Change("domain_power", {"state": "started"}, switched_off, settles=True),
+    Change("domain_snapshot", {"snapshot": "new"}, as_it_is, settles=True),
+    Change("domain_snapshot", {"snapshot": "old", "state": "absent"}, with_a_snapshot, settles=True),
+    Change("domain_snapshot", {"snapshot": "old", "state": "reverted"}, with_a_snapshot, settles=False),
+    Change("guest_upgrade", {}, with_apt, settles=True),
+    Change("guest_exec", {"argv": ["touch", "/x"]}, with_a_shell, settles=False),
+]
+
+
+@pytest.mark.parametrize("change", CHANGES, ids=lambda change: f"{change.module} {change.arguments}")
+def test_check_mode_changes_nothing_and_predicts_the_run(
+    run: Run, hypervisor: FakeHypervisor, domain: FakeDomain, change: Change
+) -> None:
+    change.arrange(hypervisor, domain)
+    before = (domain.state(), domain.pid, list(domain.snapshots()))
+    predicted = run(change.module, name="web1", check=True, **change.arguments)
+    assert (domain.changes, before) == ([], (domain.state(), domain.pid, list(domain.snapshots())))
+    assert not any(call.command[0] == "touch" or call.stdin for call in domain.agent.calls)
+
+    done = run(change.module, name="web1", **change.arguments)
+    assert (predicted["changed"], done["changed"]) == (True, True)
+    for told in ("diff", "steps", "packages"):
+        assert predicted.get(told) == done.get(told)
+
+    again = run(change.module, name="web1", check=True, **change.arguments)
+    assert again["changed"] is not change.settles
+
+
+# --- domain_info ---------------------------------------------------------------------------------
+
+
+def test_all_domains_are_told_in_one_call(run: Run, hypervisor: FakeHypervisor) -> None:
+    for name in ("vm10", "vm1", "größe"):
+        hypervisor.add(name)
+    hypervisor.proc.install(EMULATOR, "new")
+    result = run("domain_info")
+    assert [(domain["name"], domain["drift"]["state"]) for domain in result["domains"]] == [
+        ("größe", "drifted"),
+        ("vm1", "drifted"),
+        ("vm10", "drifted"),
+    ]
+    assert result["changed"] is False
+    assert [domain["name"] for domain in run("domain_info", names=["vm10"])["domains"]] == ["vm10"]
+
+
+def test_a_missing_domain_fails_with_its_code_and_remedy(run: Run, domain: FakeDomain) -> None:
+    result = run("domain_info", names=[domain.name, "vm1"])
+    assert result["failed"]
+    assert (result["error_code"], result["transient"]) == ("domain_not_found", False)
+    assert result["msg"] == "no domain is named 'vm1' on qemu:///session"
+    assert result["remedy"]
+    assert "exception" not in result
+
+
+# --- domain_power --------------------------------------------------------------------------------
+
+
+def test_a_restart_returns_both_processes_and_boots(run: Run, domain: FakeDomain) -> None:
+    old = (domain.pid, domain.boot_id)
+    result = run("domain_power", name="web1", state="restarted")
+    assert result["steps"] == ["shut_down", "start", "wait_for_agent"]
+    assert (result["before"]["pid"], result["before"]["boot_id"]) == old
+    assert (result["after"]["pid"], result["after"]["boot_id"]) == (domain.pid, domain.boot_id)
+    assert result["forced"] is False
+    assert [seen["state"] for seen in result["transitions"]] == ["running", "shut_off", "running"]
+    assert result["diff"] == {"before": "running\n", "after": "running on a new QEMU process\n"}
+
+
+@pytest.mark.parametrize(
+    ("state", "wanted", "diff"),
+    [
+        (DomainState.RUNNING, "started", {"before": "running\n", "after": "running\n"}),
+        (DomainState.SHUT_OFF, "stopped", {"before": "off\n", "after": "off\n"}),
+    ],
+)
+def test_what_is_so_already_is_no_change(
+    run: Run, hypervisor: FakeHypervisor, state: DomainState, wanted: str, diff: dict[str, str]
+) -> None:
+    domain = hypervisor.add("web1", state)
+    result = run("domain_power", name="web1", state=wanted)
+    assert (result["changed"], result["steps"], result["diff"]) == (False, [], diff)
+    assert domain.changes == []
+
+
+def test_a_refusal_comes_in_check_mode_too(run: Run, domain: FakeDomain) -> None:
+    domain.agent.silent = True
+    for check in (True, False):
+        assert run("domain_power", name="web1", state="restarted", check=check)["error_code"] == "agent_silent"
+    assert domain.changes == []
+
+
+def test_force_is_reported(run: Run, domain: FakeDomain) -> None:
+    domain.habits.shuts_down_after = None
+    result = run("domain_power", name="web1", state="stopped", force=True, shutdown_timeout=10)
+    assert result["forced"] is True
+    assert result["diff"] == {"before": "running\n", "after": "off\n"}
+
+
+def test_a_guest_that_does_not_go_off_fails_with_what_was_seen(run: Run, domain: FakeDomain) -> None:
+    domain.habits.shuts_down_after = None
+    result = run("domain_power", name="web1", state="restarted", shutdown_timeout=10)
+    assert result["error_code"] == "shutdown_timeout"
+    assert result["evidence"] == {
+        "transitions": [{"state": "running", "at": "2026-03-01T02:00:00Z"}],
+        "forced": False,
+    }
+
+
+# --- domain_snapshot -----------------------------------------------------------------------------
+
+
+def test_a_snapshot_is_named_after_the_time_by_default(run: Run, domain: FakeDomain) -> None:
+    result = run("domain_snapshot", name="web1")
+    assert result["snapshot"] == {
+        "name": "pre-upgrade-20260301-020000",
+        "description": "[kvm.fleet] Automatic snapshot before package upgrade",
+        "created": 1772330400,
+        "state": "running",
+        "current": True,
+    }
+    assert result["diff"] == {"before": "", "after": "pre-upgrade-20260301-020000\n"}
+    assert domain.changes == ["create_snapshot"]
+
+
+def test_a_snapshot_that_is_there_is_left_and_told(run: Run, domain: FakeDomain) -> None:
+    with_a_snapshot_of_each(domain)
+    result = run("domain_snapshot", name="web1", snapshot="ours")
+    assert (result["changed"], result["snapshot"]["name"]) == (False, "ours")
+    assert result["diff"] == {"before": "ours\n", "after": "ours\n"}
+
+
+def with_a_snapshot_of_each(domain: FakeDomain) -> None:
+    domain.add_snapshot("ours", f"{STAMP} x")
+    domain.add_snapshot("theirs", "made by hand")
+
+
+def test_a_snapshot_is_reverted_to_and_deleted(run: Run, domain: FakeDomain) -> None:
+    with_a_snapshot_of_each(domain)
+    reverted = run("domain_snapshot", name="web1", snapshot="ours", state="reverted")
+    deleted = run("domain_snapshot", name="web1", snapshot="ours", state="absent")
+    assert reverted["diff"] == {"before": "ours\n", "after": "ours\n(reverted to ours)\n"}
+    assert deleted["diff"] == {"before": "ours\n", "after": ""}
+    assert domain.changes == ["revert_to_snapshot ours", "delete_snapshot ours"]
+    assert [snapshot.name for snapshot in domain.snapshots()] == ["theirs"]
+
+
+def test_deleting_what_is_not_there_is_no_change(run: Run, domain: FakeDomain) -> None:
+    result = run("domain_snapshot", name="web1", snapshot="gone", state="absent")
+    assert (result["changed"], result["snapshot"]) == (False, None)
+    assert domain.changes == []
+
+
+@pytest.mark.parametrize("state", ["present", "absent", "reverted"])
+@pytest.mark.parametrize("check", [True, False])
+def test_a_snapshot_of_somebody_else_is_never_touched(run: Run, domain: FakeDomain, state: str, check: bool) -> None:
+    with_a_snapshot_of_each(domain)
+    result = run("domain_snapshot", name="web1", snapshot="theirs", state=state, check=check)
+    assert result["error_code"] == "snapshot_not_ours"
+    assert domain.changes == []
+
+
+# --- guest_exec ----------------------------------------------------------------------------------
+
+
+def answering(domain: FakeDomain, ending: Ending) -> list[Call]:
+    domain.agent.program = lambda _call: ending
+    return domain.agent.calls
+
+
+def test_a_command_returns_what_it_wrote(run: Run, domain: FakeDomain) -> None:
+    calls = answering(domain, Ending(stdout=b"a\nb\n", stderr=b"c\xff\n", after=1))
+    result = run(
+        "guest_exec",
+        name="web1",
+        script="echo $A",
+        stdin="in\n",
+        chdir="/tmp",
+        environment={"A": 1},
+        max_output=3,
+    )
+    assert result["changed"] is True
+    assert (result["rc"], result["signal"]) == (0, None)
+    assert (result["stdout"], result["stdout_lines"], result["stdout_truncated"]) == ("a\nb", ["a", "b"], True)
+    assert (result["stderr"], result["stderr_lines"], result["stderr_truncated"]) == ("c\ufffd\n", ["c\ufffd"], False)
+    assert result["duration"] >= 1
+    assert "exit_code" not in result
+    [call] = calls
+    assert call.argv[4:] == ["4", "/tmp", "env", "A=1", "/bin/sh", "-c", "echo $A"]
+    assert call.stdin == b"in\n"
+
+
+@pytest.mark.parametrize(
+    ("ending", "code"), [(Ending(3), "command_failed"), (Ending(None, signal=9), "command_killed")]
+)
+def test_a_command_that_fails_fails_the_task_with_its_output(
+    run: Run, domain: FakeDomain, ending: Ending, code: str
+) -> None:
+    answering(domain, replace(ending, stdout=b"so far\n"))
+    result = run("guest_exec", name="web1", argv=["false"])
+    assert result["failed"]
+    assert (result["error_code"], result["rc"], result["signal"]) == (code, ending.exit_code, ending.signal)
+    assert (result["stdout"], result["changed"]) == ("so far\n", True)
+    assert result["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("option", "exists", "message"),
+    [
+        ("creates", True, "not run, since /x* exists"),
+        ("creates", False, ""),
+        ("removes", True, ""),
+        ("removes", False, "not run, since /x* does not exist"),
+    ],
+)
+def test_creates_and_removes_decide_whether_it_runs(
+    run: Run, domain: FakeDomain, option: str, exists: bool, message: str
+) -> None:
+    domain.agent.program = lambda call: Ending(0 if exists or call.command[0] == "touch" else 1)
+    predicted = run("guest_exec", name="web1", argv=["touch", "/x"], check=True, **{option: "/x*"})
+    assert not [call for call in domain.agent.calls if call.command == ["touch", "/x"]]
+    done = run("guest_exec", name="web1", argv=["touch", "/x"], **{option: "/x*"})
+    ran = [call for call in domain.agent.calls if call.command == ["touch", "/x"]]
+    assert (predicted["changed"], done["changed"], bool(ran)) == (*[not message] * 3,)
+    if message:
+        assert (predicted["msg"], done["msg"]) == (message, message)
+
+
+def off(domain: FakeDomain) -> None:
+    domain.be(DomainState.SHUT_OFF)
+
+
+def silent(domain: FakeDomain) -> None:
+    domain.agent.silent = True
+
+
+def without_channel(domain: FakeDomain) -> None:
+    domain.agent_channel = False
+
+
+def blocked(domain: FakeDomain) -> None:
+    domain.agent.blocked.add("guest-exec")
+
+
+@pytest.mark.parametrize("module", ["guest_exec", "guest_upgrade"])
+@pytest.mark.parametrize(
+    ("arrange", "code"),
+    [
+        (off, "domain_not_running"),
+        (silent, "agent_silent"),
+        (without_channel, "no_agent_channel"),
+        (blocked, "agent_command_blocked"),
+    ],
+)
+def test_a_guest_that_cannot_run_commands_is_refused_by_the_cause(
+    run: Run, domain: FakeDomain, module: str, arrange: Callable[[FakeDomain], None], code: str
+) -> None:
+    arrange(domain)
+    arguments = {"argv": ["true"]} if module == "guest_exec" else {}
+    refused = [run(module, name="web1", check=check, **arguments) for check in (True, False)]
+    assert [result["error_code"] for result in refused] == [code, code]
+    assert domain.agent.calls == []
+
+
+def test_a_command_without_end_is_a_timeout(run: Run, domain: FakeDomain) -> None:
+    answering(domain, Ending(after=600))
+    result = run("guest_exec", name="web1", argv=["sleep", "600"], timeout=5)
+    assert (result["error_code"], result["msg"]) == ("command_timeout", "the command has not ended after 5 s")
+    assert set(result["evidence"]) == {"pid", "ended"}
+
+
+@pytest.mark.parametrize(
+    ("module", "arguments"),
+    [
+        ("guest_exec", {"argv": [""]}),
+        ("guest_exec", {"argv": ["x"], "timeout": 0}),
+        ("guest_exec", {"argv": ["x"], "max_output": 2_000_000}),
+        ("guest_upgrade", {"timeout": 0}),
+        ("guest_upgrade", {"lock_retries": -1}),
+        ("domain_power", {"state": "restarted", "shutdown_timeout": 0}),
+        ("domain_snapshot", {"snapshot": "a/b"}),
+        ("domain_snapshot", {"description": "\x1b[2J"}),
+    ],
+)
+def test_what_cannot_be_meant_is_refused_before_anything(
+    run: Run, domain: FakeDomain, module: str, arguments: dict[str, Any]
+) -> None:
+    assert run(module, name="web1", **arguments)["error_code"] == "invalid_request"
+    assert (domain.changes, domain.agent.requests) == ([], [])
+
+
+# --- guest_upgrade -------------------------------------------------------------------------------
+
+
+def test_an_upgrade_returns_packages_with_both_versions(
+    run: Run, hypervisor: FakeHypervisor, domain: FakeDomain
+) -> None:
+    with_apt(hypervisor, domain)
+    result = run("guest_upgrade", name="web1")
+    assert result["packages"] == [
+        {"name": "bash", "arch": "amd64", "old": "1", "new": "2", "security": False},
+        {"name": "libssl3", "arch": "amd64", "old": "1", "new": "2", "security": True},
+    ]
+    assert (result["kept_back"], result["reboot_required"], result["unfinished"]) == ([], False, "none")
+    assert result["diff"] == {"before": "bash 1\nlibssl3 1\n", "after": "bash 2\nlibssl3 2\n"}
+
+
+def test_an_upgrade_that_was_left_behind_is_a_change_to_come(
+    run: Run, hypervisor: FakeHypervisor, domain: FakeDomain
+) -> None:
+    domain.agent.program = UpgradingGuest(hypervisor.clock, left="running").agent.program
+    result = run("guest_upgrade", name="web1", check=True)
+    assert (result["changed"], result["unfinished"]) == (True, "running")
+
+
+# --- what all have in common ---------------------------------------------------------------------
+
+
+def test_without_libvirt_python_a_module_says_what_to_install(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_runner, "LIBVIRT_IMPORT_ERROR", "Traceback: no module named libvirt")
+    result = run("domain_info")
+    assert (result["error_code"], result["transient"]) == ("libvirt_python_missing", False)
+    assert "libvirt-python" in result["msg"]
+    assert "python3-libvirt" in result["remedy"]
+
+
+def test_a_defect_keeps_its_traceback(run: Run, domain: FakeDomain, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail() -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(domain, "has_managed_save", fail)
+    with pytest.raises(ZeroDivisionError):
+        run("domain_info")

@@ -1,0 +1,183 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is written down and what is so: defaults, options, groups and error codes are the same everywhere."""
+
+from __future__ import annotations
+
+import importlib
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from ansible_collections.kvm.fleet.plugins.doc_fragments.hypervisor import ModuleDocFragment
+from ansible_collections.kvm.fleet.plugins.module_utils import _errors
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError
+
+ROOT = Path(__file__).parents[2]
+MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("*.py"))
+ROLE = ROOT / "roles" / "upgrade"
+
+
+def read_yaml(path: Path) -> Any:
+    return yaml.safe_load(path.read_text(encoding="utf-8"))
+
+
+# --- the role ------------------------------------------------------------------------------------
+
+ROLE_OPTIONS = read_yaml(ROLE / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"]
+ROLE_DEFAULTS = read_yaml(ROLE / "defaults" / "main.yml")
+
+
+PYTHON_TYPES = {"str": str, "bool": bool, "int": int}
+
+
+def test_the_role_specifies_what_it_has_defaults_for() -> None:
+    assert list(ROLE_OPTIONS) == list(ROLE_DEFAULTS)
+
+
+# Their defaults are told in words: Ansible would evaluate those of the specification even where the option is given.
+TOLD_IN_WORDS = {"upgrade_hypervisor", "upgrade_uri"}
+
+
+def test_only_defaults_that_depend_on_other_variables_are_told_in_words() -> None:
+    assert {option for option, spec in ROLE_OPTIONS.items() if "default" not in spec} == TOLD_IN_WORDS
+    assert all("{{" in ROLE_DEFAULTS[option] for option in TOLD_IN_WORDS)
+
+
+@pytest.mark.parametrize("option", [option for option in ROLE_OPTIONS if option not in TOLD_IN_WORDS])
+def test_a_default_of_the_role_is_the_one_that_is_specified(option: str) -> None:
+    spec, used = ROLE_OPTIONS[option], ROLE_DEFAULTS[option]
+    assert (spec["default"], type(spec["default"])) == (used, type(used))
+    assert type(used) is PYTHON_TYPES[spec["type"]]
+    assert used in spec.get("choices", [used])
+
+
+def test_every_option_of_the_role_is_used() -> None:
+    tasks = "".join(path.read_text(encoding="utf-8") for path in (ROLE / "tasks").glob("*.yml"))
+    assert [option for option in ROLE_OPTIONS if not re.search(rf"\b{option}\b", tasks)] == []
+
+
+# --- modules -------------------------------------------------------------------------------------
+
+
+class Specified(Exception):
+    """Stops a module as soon as it has said what it takes."""
+
+
+def argument_spec(module: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a module hands to AnsibleModule."""
+    given: dict[str, Any] = {}
+
+    def take(**arguments: Any) -> None:
+        given.update(arguments)
+        raise Specified
+
+    imported = importlib.import_module(f"ansible_collections.kvm.fleet.plugins.modules.{module}")
+    monkeypatch.setattr(imported, "AnsibleModule", take)
+    with pytest.raises(Specified):
+        imported.main()
+    return given
+
+
+def documentation(module: str) -> dict[str, Any]:
+    imported = importlib.import_module(f"ansible_collections.kvm.fleet.plugins.modules.{module}")
+    documented: dict[str, Any] = yaml.safe_load(imported.DOCUMENTATION)
+    for fragment in documented["extends_documentation_fragment"]:
+        part = fragment.removeprefix("kvm.fleet.hypervisor").removeprefix(".").upper() or "DOCUMENTATION"
+        documented["options"].update(yaml.safe_load(getattr(ModuleDocFragment, part))["options"])
+    return documented
+
+
+FACTS = ("type", "elements", "default", "choices", "required")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_takes_the_options_that_it_documents(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    documented = {
+        name: {fact: option[fact] for fact in FACTS if fact in option}
+        for name, option in documentation(module)["options"].items()
+    }
+    assert argument_spec(module, monkeypatch)["argument_spec"] == documented
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_supports_check_mode_as_it_documents(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert argument_spec(module, monkeypatch)["supports_check_mode"] is True
+    assert documentation(module)["attributes"]["check_mode"]["support"] in ("full", "partial")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_a_module_goes_by_its_files_name(module: str) -> None:
+    assert documentation(module)["module"] == module
+
+
+def test_the_action_group_lists_the_modules() -> None:
+    assert read_yaml(ROOT / "meta" / "runtime.yml")["action_groups"]["all"] == MODULES
+
+
+# --- filters -------------------------------------------------------------------------------------
+
+FILTERS = sorted(path.stem for path in (ROOT / "plugins" / "filter").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", FILTERS)
+def test_a_filter_takes_the_options_that_it_documents(name: str) -> None:
+    imported = importlib.import_module(f"ansible_collections.kvm.fleet.plugins.filter.{name}")
+    [(offered, function)] = imported.FilterModule().filters().items()
+    documented = yaml.safe_load(imported.DOCUMENTATION)
+    arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
+    assert (offered, documented["name"]) == (name, name)
+    assert list(arguments[1:]) == [option for option in documented["options"] if option != "_input"]
+
+
+# --- error codes ---------------------------------------------------------------------------------
+
+ERRORS = [
+    error
+    for error in vars(_errors).values()
+    if isinstance(error, type) and issubclass(error, FleetError) and error is not FleetError
+]
+_ROW = re.compile(r"^\| `([a-z_]+)` \| (yes|no) \|", re.MULTILINE)
+DOCUMENTED = _ROW.findall((ROOT / "docs" / "errors.md").read_text(encoding="utf-8"))
+# Met without any error of the family.
+BESIDE = {
+    *("libvirt_python_missing", "hypervisor_unreachable", "drift_unknown", "guest_unhealthy"),
+    *("task_failed", "run_ended"),
+}
+
+
+def test_error_codes_are_unique_and_say_what_their_class_says() -> None:
+    codes = [error.error_code for error in ERRORS]
+    assert len(codes) == len(set(codes))
+    spelled = [re.sub(r"(?<!^)(?=[A-Z])", "_", error.__name__).lower() for error in ERRORS]
+    assert codes == spelled
+
+
+def test_every_error_code_is_documented_once() -> None:
+    codes = [code for code, _transient in DOCUMENTED]
+    assert sorted(codes) == sorted([*(error.error_code for error in ERRORS), *BESIDE])
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: str(error.error_code))
+def test_an_error_is_transient_as_documented(error: type[FleetError]) -> None:
+    assert dict(DOCUMENTED)[error.error_code] == ("yes" if error.transient else "no")
+
+
+@pytest.mark.parametrize("code", sorted(BESIDE))
+def test_a_code_outside_the_family_is_used_somewhere(code: str) -> None:
+    kinds = ("plugins/**/*.py", "roles/**/*.yml", "playbooks/**/*.yml")
+    sources = [path for kind in kinds for path in ROOT.glob(kind)]
+    assert any(code in path.read_text(encoding="utf-8") for path in sources)
+
+
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: str(error.error_code))
+def test_an_error_carries_message_remedy_and_evidence(error: type[FleetError]) -> None:
+    evidence = {"pid": 7}
+    raised = error("it broke", remedy="Mend it.", evidence=evidence)
+    assert (str(raised), raised.message, raised.remedy, raised.evidence) == (*["it broke"] * 2, "Mend it.", evidence)
+    assert raised.evidence is not evidence
