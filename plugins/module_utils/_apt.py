@@ -132,11 +132,15 @@ RECORDS_FORMAT = "${Package}\\t${Architecture}\\t${Version}\\t${db:Status-Status
 
 
 def parse_records(lines: Iterable[str]) -> dict[tuple[str, str], str]:
-    """Read dpkg's own records into versions by name and architecture. Packages that are not installed are left out."""
+    """Read dpkg's own records into versions by name and architecture.
+
+    A package whose files are there counts, even while it waits to be configured or for a trigger; one that is not
+    installed, or of which only configuration files are left, does not.
+    """
     records = {}
     for line in lines:
         fields = line.split("\t")
-        if len(fields) == 4 and fields[3] == "installed":
+        if len(fields) == 4 and fields[3] not in ("not-installed", "config-files"):
             records[(fields[0], fields[1])] = fields[2]
     return records
 

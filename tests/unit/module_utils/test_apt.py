@@ -192,13 +192,15 @@ def test_a_simulation_writes_only_below_its_own_directory() -> None:
 # --- records -------------------------------------------------------------------------------------
 
 
-def test_only_installed_packages_are_on_record() -> None:
+def test_packages_whose_files_are_there_are_on_record() -> None:
     lines = [
         "bash\tamd64\t5.2.15-2+b7\tinstalled",
         "libc6\tamd64\t2.36-9\tinstalled",
         "libc6\ti386\t2.36-9\tinstalled",
         "gone\tall\t1.0\tconfig-files",
+        "never\tall\t\tnot-installed",
         "half\tall\t1.0\thalf-configured",
+        "waiting\tall\t1.0\ttriggers-pending",
         "dpkg-query: warning: something",
         "too\tmany\tfields\tinstalled\there",
         "",
@@ -207,6 +209,8 @@ def test_only_installed_packages_are_on_record() -> None:
         ("bash", "amd64"): "5.2.15-2+b7",
         ("libc6", "amd64"): "2.36-9",
         ("libc6", "i386"): "2.36-9",
+        ("half", "all"): "1.0",
+        ("waiting", "all"): "1.0",
     }
 
 
