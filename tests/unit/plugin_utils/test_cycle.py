@@ -6,11 +6,20 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import failure_after, make_result, refusal_before
+from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import (
+    Plan,
+    describe_failure,
+    drift_outcome,
+    failure_after,
+    make_plan,
+    make_result,
+    refusal_before,
+)
 
 PLAN = {"snapshot": True, "upgrade": True, "restart": True, "reasons": []}
 GUEST = {"name": "web1", "hypervisor": "hv1", "uri": "qemu:///session", "domain": "www"}
@@ -99,3 +108,222 @@ def test_what_fails_before_anything_is_changed_is_refused() -> None:
     )
     assert (record["outcome"], record["error"]["error_code"]) == ("refused", "domain_not_running")
     assert record["error"]["evidence"] == {"state": "shut_off"}
+
+
+# --- the plan ------------------------------------------------------------------------------------
+
+REPLACED = {"kind": "binary_replaced", "path": "/usr/bin/qemu", "detail": "another file has taken its place"}
+DRIFTED = domain(drift="drifted") | {"drift": {"state": "drifted", "reasons": [REPLACED]}}
+SETTLED = domain()
+PACKAGES = {"packages": [{"name": "bash", "old": "1", "new": "2"}], "reboot_reasons": []}
+REBOOT = {"packages": [], "reboot_reasons": ["/run/reboot-required"]}
+EVERYTHING = {**PACKAGES, "reboot_reasons": ["/run/reboot-required"]}
+NOTHING = {"packages": [], "reboot_reasons": [], "unfinished": "none"}
+LEFT_BEHIND = {"packages": [], "reboot_reasons": [], "unfinished": "cut_off"}
+BY_DRIFT, BY_PACKAGES, BY_REBOOT = "binary_replaced: /usr/bin/qemu", "packages are upgraded", "/run/reboot-required"
+
+
+@pytest.mark.parametrize(
+    ("before", "predicted", "restart", "expected"),
+    [
+        (SETTLED, NOTHING, "needed", Plan(False, False, False, ())),
+        (SETTLED, {}, "needed", Plan(False, False, False, ())),
+        (SETTLED, NOTHING, "always", Plan(True, False, True, ("it is asked for",))),
+        (SETTLED, NOTHING, "never", Plan(False, False, False, ())),
+        (DRIFTED, NOTHING, "needed", Plan(True, False, True, (BY_DRIFT,))),
+        (DRIFTED, {}, "needed", Plan(True, False, True, (BY_DRIFT,))),
+        (DRIFTED, NOTHING, "never", Plan(False, False, False, ())),
+        (SETTLED, PACKAGES, "needed", Plan(True, True, True, (BY_PACKAGES,))),
+        (SETTLED, PACKAGES, "never", Plan(True, True, False, ())),
+        (SETTLED, LEFT_BEHIND, "needed", Plan(True, True, True, (BY_PACKAGES,))),
+        (SETTLED, REBOOT, "needed", Plan(True, False, True, (BY_REBOOT,))),
+        (SETTLED, REBOOT, "never", Plan(False, False, False, ())),
+        (
+            DRIFTED,
+            {**PACKAGES, **REBOOT, "packages": [{}]},
+            "always",
+            Plan(True, True, True, (BY_DRIFT, BY_REBOOT, BY_PACKAGES)),
+        ),
+    ],
+)
+def test_the_plan_follows_from_drift_prediction_and_policy(
+    before: dict[str, Any], predicted: dict[str, Any], restart: str, expected: Plan
+) -> None:
+    assert make_plan(before, predicted, snapshot=True, restart=restart) == expected
+    without = make_plan(before, predicted, snapshot=False, restart=restart)
+    assert without == replace(expected, snapshot=False)
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "expected"),
+    [
+        ("none", "none", "none"),
+        ("drifted", "none", "resolved"),
+        ("drifted", "drifted", "remains"),
+        ("none", "drifted", "remains"),
+        ("drifted", "unknown", "unknown"),
+        ("unknown", "none", "unknown"),
+        ("drifted", "not_running", "unknown"),
+        ("not_running", "none", "unknown"),
+    ],
+)
+def test_what_became_of_the_drift_is_measured_and_never_assumed(before: str, after: str, expected: str) -> None:
+    assert drift_outcome(domain(drift=before), domain(drift=after)) == expected
+
+
+def test_drift_that_nobody_looked_at_is_unknown() -> None:
+    assert drift_outcome({}, domain()) == drift_outcome(domain(), {}) == drift_outcome({}, {}) == "unknown"
+
+
+# --- the record ----------------------------------------------------------------------------------
+
+SNAPSHOT = {"changed": True, "snapshot": {"name": "pre-upgrade"}}
+UPGRADED = {"changed": True, "packages": PACKAGES["packages"], "reboot_required": True}
+RESTARTED = {"changed": True, "forced": False}
+FAILED_RESULT = {"msg": "no", "error_code": "agent_silent", "remedy": "Start it.", "transient": True}
+FAILURE = {"task": "Do it", "result": FAILED_RESULT}
+
+
+def info(found: dict[str, Any]) -> dict[str, Any]:
+    return {"domains": [found]}
+
+
+ALL_STEPS = {
+    "before": info(DRIFTED),
+    "snapshot": SNAPSHOT,
+    "upgrade": UPGRADED,
+    "power": RESTARTED,
+    "after": info(SETTLED),
+}
+
+
+@pytest.mark.parametrize(
+    ("taken", "failure", "expected"),
+    [
+        ({"before": info(SETTLED), "after": info(SETTLED)}, None, ("unchanged", False, "none", None)),
+        (
+            {"before": info(DRIFTED), "power": RESTARTED, "after": info(SETTLED)},
+            None,
+            ("restarted", True, "resolved", None),
+        ),
+        (
+            {
+                "before": info(DRIFTED),
+                "snapshot": SNAPSHOT,
+                "upgrade": UPGRADED,
+                "power": RESTARTED,
+                "after": info(SETTLED),
+            },
+            None,
+            ("upgraded", True, "resolved", "pre-upgrade"),
+        ),
+        (
+            {"before": info(DRIFTED), "upgrade": UPGRADED, "after": info(DRIFTED)},
+            None,
+            ("upgraded", False, "remains", None),
+        ),
+        (
+            {
+                "before": info(SETTLED),
+                "snapshot": SNAPSHOT,
+                "snapshot_kept": False,
+                "power": RESTARTED,
+                "after": info(SETTLED),
+            },
+            None,
+            ("restarted", True, "none", None),
+        ),
+        ({}, FAILURE, ("refused", False, "unknown", None)),
+        ({"before": info(DRIFTED)}, FAILURE, ("refused", False, "remains", None)),
+        ({"before": info(DRIFTED), "intervening": True}, FAILURE, ("failed", False, "unknown", None)),
+        (
+            {
+                "before": info(DRIFTED),
+                "intervening": True,
+                "snapshot": SNAPSHOT,
+                "power": {"changed": True, "failed": True},
+                "after": info(DRIFTED),
+            },
+            FAILURE,
+            ("failed", False, "remains", "pre-upgrade"),
+        ),
+    ],
+)
+def test_a_record_tells_what_became_of_the_guest(
+    taken: dict[str, Any], failure: dict[str, Any] | None, expected: tuple[str, bool, str, str | None]
+) -> None:
+    record = make_result(GUEST, taken, duration=12.345, check_mode=False, failure=failure)
+    assert tuple(record[key] for key in ("outcome", "restarted", "drift", "snapshot")) == expected
+    assert (record["guest"], record["hypervisor"], record["domain"]) == ("web1", "hv1", "www")
+    assert record["duration"] == 12.3
+    assert (record["error"] is None) == (failure is None)
+
+
+@pytest.mark.parametrize(
+    ("taken", "outcome", "drift"),
+    [
+        ({"before": info(DRIFTED), "power": RESTARTED, "snapshot": SNAPSHOT}, "restarted", "resolved"),
+        ({"before": info(DRIFTED), "upgrade": UPGRADED}, "upgraded", "remains"),
+        ({"before": info(SETTLED)}, "unchanged", "none"),
+    ],
+)
+def test_a_record_of_check_mode_tells_what_a_run_would_come_to(taken: dict[str, Any], outcome: str, drift: str) -> None:
+    record = make_result(GUEST, taken, duration=1, check_mode=True)
+    assert (record["outcome"], record["drift"]) == (outcome, drift)
+    assert (record["check_mode"], record["snapshot"]) == (True, None)
+
+
+@pytest.mark.parametrize(
+    ("power", "forced"),
+    [
+        ({}, False),
+        ({"changed": True, "forced": True}, True),
+        ({"failed": True, "evidence": {"forced": True}}, True),
+        ({"failed": True, "evidence": {"forced": False}}, False),
+    ],
+)
+def test_a_plug_that_was_pulled_is_told_even_when_the_rest_failed(power: dict[str, Any], forced: bool) -> None:
+    assert make_result(GUEST, {"power": power}, duration=0, check_mode=False)["forced_off"] is forced
+
+
+@pytest.mark.parametrize(
+    ("taken", "expected"),
+    [
+        ({}, None),
+        ({"predicted": {"reboot_required": True}}, True),
+        ({"predicted": {"reboot_required": True}, "power": RESTARTED}, None),
+        ({"predicted": {"reboot_required": False}, "upgrade": UPGRADED}, True),
+        ({"upgrade": UPGRADED, "power": RESTARTED}, None),
+        ({"upgrade": UPGRADED, "power": {**RESTARTED, "failed": True}}, True),
+    ],
+)
+def test_a_reboot_is_required_as_told_last_and_nobody_asks_after_a_restart(
+    taken: dict[str, Any], expected: bool | None
+) -> None:
+    assert make_result(GUEST, taken, duration=0, check_mode=False)["reboot_required"] is expected
+
+
+def test_what_a_failed_upgrade_had_changed_is_in_the_record() -> None:
+    changes = [{"name": "bash", "old": "1", "new": "2"}]
+    taken: dict[str, Any] = {"intervening": True, "upgrade": {"failed": True, "evidence": {"changes": changes}}}
+    record = make_result(GUEST, taken, duration=0, check_mode=False, failure=FAILURE)
+    assert (record["outcome"], record["packages"]) == ("failed", changes)
+
+
+def test_a_failure_of_the_collection_is_described_whole_and_another_as_far_as_it_goes() -> None:
+    assert describe_failure(FAILURE) == {
+        "task": "Do it",
+        "error_code": "agent_silent",
+        "msg": "no",
+        "remedy": "Start it.",
+        "transient": True,
+        "evidence": {},
+    }
+    assert describe_failure({"task": "Do it", "result": {}}) == {
+        "task": "Do it",
+        "error_code": "task_failed",
+        "msg": "the task gave no message",
+        "remedy": "",
+        "transient": False,
+        "evidence": {},
+    }

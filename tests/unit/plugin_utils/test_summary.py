@@ -13,7 +13,9 @@ import pytest
 from ansible_collections.kvm.fleet.plugins.plugin_utils._summary import (
     RULE,
     complete,
+    duration_text,
     packages_text,
+    printable,
     render_status,
     render_summary,
 )
@@ -115,3 +117,173 @@ def test_every_target_has_a_record() -> None:
         ("c", "not_attempted"),
     ]
     assert render_summary("restart", records)[1] == "RESTART SUMMARY: 2 VM(s) processed, 1 not attempted"
+
+
+def test_several_guests_in_the_form_that_people_know() -> None:
+    records = [
+        record("centos-stream9"),
+        record("vm-1604", packages=[package()] * 15, duration=258),
+        record("vm-1613", "refused", packages=[], snapshot=None, drift="unknown", duration=12)
+        | {"error": {"msg": "guest agent not responsive", "remedy": "Start it."}},
+        record("vm-1236", "unchanged", packages=[], restarted=False, drift="none", snapshot=None, duration=3),
+    ]
+    assert (
+        "\n".join(render_summary("upgrade", records))
+        == f"""\
+{RULE}
+UPGRADE SUMMARY: 4 VM(s) processed
+{RULE}
+✓ centos-stream9
+  Packages upgraded: 23
+  Restarted: yes
+  QEMU drift: resolved
+  Snapshot: {SNAPSHOT}
+  Duration: 5m32s
+
+✓ vm-1604
+  Packages upgraded: 15
+  Restarted: yes
+  QEMU drift: resolved
+  Snapshot: {SNAPSHOT}
+  Duration: 4m18s
+
+✗ vm-1613
+  Error: guest agent not responsive (nothing was changed)
+  Remedy: Start it.
+  Duration: 12s
+
+✓ vm-1236
+  Packages upgraded: 0
+  Restarted: no
+  QEMU drift: none
+  Duration: 3s
+
+{RULE}
+Success: 3  Failed: 1  Drift Resolved: 2
+{RULE}"""
+    )
+
+
+def test_the_last_lines_are_the_totals_even_of_nothing() -> None:
+    assert render_summary("restart", []) == [
+        RULE,
+        "RESTART SUMMARY: 0 VM(s) processed",
+        RULE,
+        "Success: 0  Failed: 0  Drift Resolved: 0",
+        RULE,
+    ]
+
+
+def test_guests_that_were_never_reached_or_lost_are_in_the_summary() -> None:
+    lines = render_summary("upgrade", complete(["a", "b", "c"], {"a": record("a")}, ["b"]))
+    assert lines[10:17] == [
+        "✗ b",
+        "  Error: the run lost this guest: its hypervisor could not be reached, or Ansible itself failed",
+        "  Remedy: See the messages above, look at the guest's state, and run again.",
+        "",
+        "- c",
+        "  Not attempted: the run ended before its turn",
+        "",
+    ]
+    assert lines[-2] == "Success: 1  Failed: 1  Drift Resolved: 1"
+
+
+def test_what_is_out_of_the_ordinary_is_shown() -> None:
+    lines = render_summary(
+        "upgrade", [record(forced_off=True, reboot_required=True, kept_back=["linux-image-amd64", "held"])]
+    )
+    assert {"  Restarted: yes, forced off", "  Reboot required: yes", "  Kept back: linux-image-amd64, held"} <= {
+        *lines
+    }
+
+
+def test_a_guest_that_failed_half_way_tells_how_far_it_came() -> None:
+    lines = render_summary("upgrade", [failure(forced_off=True, drift="remains") | {"packages": [package()] * 3}])
+    assert lines[3:12] == [
+        "✗ web1",
+        "  Error: agent is silent",
+        "  Remedy: Start it.",
+        "  Packages upgraded: 3",
+        "  Forced off: yes",
+        "  QEMU drift: remains",
+        f"  Snapshot: {SNAPSHOT}",
+        f"  Rollback: virsh snapshot-revert -- web1 {SNAPSHOT}",
+        "  Duration: 5m32s",
+    ]
+
+
+def test_a_prediction_says_that_it_is_one() -> None:
+    title = render_summary("upgrade", [record(check_mode=True), record("b", check_mode=True)])[1]
+    assert title == "UPGRADE SUMMARY: 2 VM(s) processed (check mode: nothing was changed)"
+
+
+NASTY = "a\x1b[2J\rb\nSuccess: 9\u202ec\x07\u2028d"
+
+
+def test_a_guest_cannot_move_the_cursor_or_add_lines() -> None:
+    told = failure(domain=NASTY, snapshot=NASTY) | {"guest": NASTY, "error": {"msg": NASTY, "remedy": NASTY}}
+    lines = render_summary(
+        "upgrade", [told, record("b", kept_back=[NASTY])], [{"hypervisor": NASTY, "msg": NASTY, "remedy": ""}]
+    )
+    assert all(character.isprintable() for line in lines for character in line)
+    assert not [line for line in lines[:-2] if line.startswith("Success")]
+
+
+@pytest.mark.parametrize("text", ["web1", "größe 日本 🐧", "<&>'\""])
+def test_letters_of_every_script_are_printed(text: str) -> None:
+    assert printable(text) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0, "0s"),
+        (12, "12s"),
+        (59.6, "1m0s"),
+        (60, "1m0s"),
+        (332, "5m32s"),
+        (3600, "1h0m0s"),
+        (3700, "1h1m40s"),
+        (90061, "25h1m1s"),
+    ],
+)
+def test_a_duration_is_told_as_people_do(seconds: float, text: str) -> None:
+    assert duration_text(seconds) == text
+
+
+# --- the table of a status -----------------------------------------------------------------------
+
+
+def guest(name: str, drift: str, *kinds: str, **facts: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "hypervisor": "hv1",
+        "state": "running",
+        "drift": drift,
+        "drift_reasons": [{"kind": kind, "path": "/x", "detail": "y"} for kind in kinds],
+        "agent_channel": "connected",
+        "snapshots": [],
+        **facts,
+    }
+
+
+def test_a_status_is_a_table_with_the_totals_below() -> None:
+    guests = [
+        guest("web1", "drifted", "binary_replaced", "library_replaced", "library_replaced", snapshots=["a", "b"]),
+        guest("db", "none"),
+        guest("a long name", "not_running", state="shut_off", agent_channel="unknown"),
+        guest("lost", "unknown", "unknown"),
+    ]
+    assert render_status(guests) == [
+        "GUEST        HYPERVISOR  STATE     QEMU DRIFT                                   AGENT      SNAPSHOTS",
+        "web1         hv1         running   drifted (binary replaced, library replaced)  connected  2",
+        "db           hv1         running   none                                         connected  0",
+        "a long name  hv1         shut off  not running                                  unknown    0",
+        "lost         hv1         running   unknown                                      connected  0",
+        "",
+        "Guests: 4  Drifted: 1  Unknown: 1",
+    ]
+
+
+def test_a_guests_name_cannot_break_the_table() -> None:
+    assert all(character.isprintable() for line in render_status([guest(NASTY, "none")]) for character in line)

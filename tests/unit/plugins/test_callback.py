@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.kvm.fleet.playbooks.callback_plugins import fleet_summary
 from ansible_collections.kvm.fleet.plugins.callback.summary import CallbackModule
 from tests.unit.plugin_utils.test_summary import FAILED_LOOK, record
 
@@ -62,3 +63,31 @@ def test_only_one_of_two_callbacks_speaks(printed: list[str]) -> None:
     once = list(printed)
     finish(fleet)
     assert printed == once
+
+
+def test_enabled_by_the_user_and_brought_along_by_a_playbook_it_speaks_once(printed: list[str]) -> None:
+    stats = SimpleNamespace(custom={"_run": {"kvm_fleet": {"targets": ["web1"]}}}, dark={}, failures={})
+    for callback in (CallbackModule(), fleet_summary.CallbackModule()):
+        callback.v2_playbook_on_stats(stats)
+    assert len([line for line in printed if "SUMMARY" in line]) == 1
+
+
+@pytest.mark.parametrize("counted_in", ["dark", "failures"])
+def test_a_guest_that_ansible_lost_is_a_failure(printed: list[str], counted_in: str) -> None:
+    custom = {"_run": {"kvm_fleet": {"targets": ["web1", "web2"]}}}
+    CallbackModule().v2_playbook_on_stats(
+        SimpleNamespace(**{"custom": custom, "dark": {}, "failures": {}, counted_in: {"web1": 1}})
+    )
+    assert {"✗ web1", "- web2", "Success: 0  Failed: 1  Drift Resolved: 0"} <= {*printed}
+
+
+def test_the_lines_go_to_ansibles_display(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown: list[str] = []
+    monkeypatch.setattr(CallbackModule, "_speaker", None)
+    callback = CallbackModule()
+    monkeypatch.setattr(callback._display, "display", shown.append)
+    callback.v2_playbook_on_stats(
+        SimpleNamespace(custom={"_run": {"kvm_fleet": {"targets": []}}}, dark={}, failures={})
+    )
+    [text] = shown
+    assert text.splitlines()[-2] == "Success: 0  Failed: 0  Drift Resolved: 0"

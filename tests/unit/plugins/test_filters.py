@@ -11,14 +11,19 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleFilterError
 
+from ansible_collections.kvm.fleet.plugins.filter.batch_sizes import batch_sizes
 from ansible_collections.kvm.fleet.plugins.filter.choose_looks import choose
 from ansible_collections.kvm.fleet.plugins.filter.failed_looks import failed
+from ansible_collections.kvm.fleet.plugins.filter.fleet_hosts import FilterModule
 from ansible_collections.kvm.fleet.plugins.filter.refused_guests import refused
 from ansible_collections.kvm.fleet.plugins.filter.select_guests import select
 from ansible_collections.kvm.fleet.plugins.filter.upgrade_failure import failure
+from ansible_collections.kvm.fleet.plugins.filter.upgrade_plan import plan
 from ansible_collections.kvm.fleet.plugins.filter.upgrade_refusal import refusal
+from ansible_collections.kvm.fleet.plugins.filter.upgrade_result import result
+from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import default_hosts
 from ansible_collections.kvm.fleet.plugins.plugin_utils._summary import render_summary
-from tests.unit.plugin_utils.test_cycle import PLAN, domain
+from tests.unit.plugin_utils.test_cycle import GUEST, PLAN, domain
 from tests.unit.plugin_utils.test_selection import SESSION, UNREACHABLE, host, hypervisor
 
 
@@ -65,3 +70,31 @@ def test_verdicts() -> None:
     assert refusal(domain(drift="unknown"))["error_code"] == "drift_unknown"
     assert failure(domain(), domain(), PLAN) == {}
     assert failure(domain(), domain(), PLAN, ["a.service"], "pre-upgrade")["error_code"] == "guest_unhealthy"
+
+
+def test_batch_sizes_and_errors_of_them() -> None:
+    assert batch_sizes("1,50%") == ["1", "50%"]
+    with pytest.raises(AnsibleFilterError, match=r"fleet_batch: '0' is no batch size"):
+        batch_sizes(0)
+
+
+def test_a_plan_is_plain_data() -> None:
+    assert plan(domain(), {"packages": [{}]}) == {
+        "snapshot": True,
+        "upgrade": True,
+        "restart": True,
+        "reasons": ("packages are upgraded",),
+    }
+    assert plan(domain())["upgrade"] is False
+    with pytest.raises(AnsibleFilterError, match=r"restart is 'maybe'; it can be needed, always, never"):
+        plan(domain(), restart="maybe")
+
+
+def test_a_result_measures_from_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 1012.34)
+    record = result({"before": {"domains": [domain()]}}, GUEST, 1000)
+    assert (record["duration"], record["outcome"], record["check_mode"]) == (12.3, "unchanged", False)
+
+
+def test_every_filter_is_offered_by_its_name() -> None:
+    assert FilterModule().filters() == {"fleet_hosts": default_hosts}
