@@ -17,7 +17,14 @@ from hypothesis import strategies as st
 from ansible_collections.kvm.fleet.plugins.module_utils import _exec
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import SystemClock
-from ansible_collections.kvm.fleet.plugins.module_utils._errors import AgentSilent, CommandTimeout, InvalidRequest
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    AgentSilent,
+    CommandFailed,
+    CommandKilled,
+    CommandTimeout,
+    FleetError,
+    InvalidRequest,
+)
 from ansible_collections.kvm.fleet.plugins.module_utils._exec import (
     LAUNCHER,
     MAX_OUTPUT,
@@ -26,11 +33,12 @@ from ansible_collections.kvm.fleet.plugins.module_utils._exec import (
     check_command,
     last_lines,
     launch_line,
+    output_of,
     path_exists,
     run_command,
     shell_script,
 )
-from tests.unit.fake_agent import NEVER, Call, Ending, FakeAgent
+from tests.unit.fake_agent import NEVER, Call, Ending, FakeAgent, in_turn
 from tests.unit.fake_clock import FakeClock
 from tests.unit.host_agent import HostAgent
 
@@ -321,3 +329,23 @@ def test_the_boot_id_is_the_kernels(guest: GuestAgent) -> None:
 @given(st.lists(st.from_regex(r"\A[a-z]{0,5}\Z"), max_size=30), st.integers(1, 25))
 def test_the_last_lines_are_the_end(lines: list[str], count: int) -> None:
     assert list(last_lines("".join(f"{line}\n" for line in lines), count)) == lines[max(0, len(lines) - count) :]
+
+
+@pytest.mark.parametrize(
+    ("ending", "kind", "message"),
+    [
+        (Ending(2, stderr=b"one\ntwo\n"), CommandFailed, "the command returned 2"),
+        (Ending(None, signal=9), CommandKilled, "the command was ended by signal 9"),
+        (Ending(stdout=b"x" * 11), CommandFailed, "the command wrote more than 10 bytes"),
+    ],
+)
+def test_output_that_is_needed_whole_is_never_half(
+    clock: FakeClock, ending: Ending, kind: type[FleetError], message: str
+) -> None:
+    agent = GuestAgent(FakeAgent(clock, in_turn([ending, Ending(stdout=b"x" * 10)])), clock)
+    command = Command(("cat", "/x"), max_output=10)
+    with pytest.raises(kind) as raised:
+        output_of(agent, command)
+    assert raised.value.message == message
+    assert raised.value.evidence["command"] == ["cat", "/x"]
+    assert output_of(agent, command) == "x" * 10

@@ -19,6 +19,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     FleetError,
     HypervisorUnavailable,
     InvalidRequest,
+    NoAgentChannel,
     ProofFailed,
     ShutdownTimeout,
     StartFailed,
@@ -34,6 +35,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._power import (
     check,
     plan,
 )
+from tests.unit.fake_agent import Call, Ending
 from tests.unit.fake_hypervisor import FakeDomain, FakeHypervisor, libvirt_failed
 
 CYCLE = (Step.SHUT_DOWN, Step.START, Step.WAIT_FOR_AGENT)
@@ -228,6 +230,55 @@ def test_a_restart_of_libvirt_does_not_end_a_cycle(hypervisor: FakeHypervisor, d
     assert report.process_before != report.process_after
     assert domain.state() is DomainState.RUNNING
     assert len(domain.changes) == 3
+
+
+def test_a_start_that_libvirt_carried_out_before_it_was_restarted_is_not_repeated(
+    hypervisor: FakeHypervisor, domain: FakeDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    start = domain.start
+
+    def start_and_lose_the_answer() -> None:
+        start()
+        raise broken_connection()
+
+    monkeypatch.setattr(domain, "start", start_and_lose_the_answer)
+    report = cycle(hypervisor, domain)
+    assert domain.changes == ["shutdown by acpi", "start"]
+    assert report.process_before != report.process_after
+
+
+def test_a_start_that_fails_after_a_restart_of_libvirt_has_failed(
+    hypervisor: FakeHypervisor, domain: FakeDomain
+) -> None:
+    domain.passing_faults["start"] = broken_connection()
+    domain.faults["start"] = libvirt_failed("unsupported machine type")
+    with pytest.raises(StartFailed, match="unsupported machine type"):
+        cycle(hypervisor, domain)
+
+
+def test_an_agent_that_falters_while_booting_is_asked_again(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    tell_boot_id = domain.agent.program
+    old = domain.boot_id
+
+    def program(call: Call) -> Ending:
+        faltering = domain.boot_id != old and len(domain.agent.calls) < 4
+        return Ending(None, signal=15) if faltering else tell_boot_id(call)
+
+    domain.agent.program = program
+    assert cycle(hypervisor, domain).boot_id_after == domain.boot_id
+    assert len(domain.agent.calls) == 4
+
+
+def test_an_error_that_waiting_cannot_cure_ends_the_wait(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    hypervisor.clock.after(10, lambda: setattr(domain, "agent_channel", False))
+    with pytest.raises(NoAgentChannel):
+        cycle(hypervisor, domain)
+
+
+def test_a_process_that_cannot_be_looked_at_proves_nothing(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    hypervisor.clock.after(10, lambda: hypervisor.proc.end(domain.pid or 0))
+    with pytest.raises(ProofFailed, match=r"'web1' was started, and its QEMU process cannot be looked at: "):
+        cycle(hypervisor, domain)
 
 
 def test_an_error_while_the_guest_is_off_says_how_to_bring_it_back(
