@@ -117,7 +117,7 @@ class Guest:
         setting = f"[general]\nblock-rpcs={','.join(commands)}\n"
         self.write_file("/etc/qemu/qemu-ga.conf", setting.encode())
         self.output(
-            *("/usr/bin/systemd-run", "--collect", "--on-active=100ms"),
+            *("/usr/bin/systemd-run", "--collect", "--on-active=100ms", "--timer-property=AccuracySec=10ms"),
             *("/usr/bin/systemctl", "restart", "qemu-guest-agent.service"),
         )
         if not wait_until(lambda: self._refuses(commands), READY_WITHIN_S):

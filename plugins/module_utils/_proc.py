@@ -13,10 +13,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from xml.sax.saxutils import escape
 
 from ansible_collections.kvm.fleet.plugins.module_utils._drift import FileId, RunningFile
 
 PROC = Path("/proc")
+
+_QUOTES = {'"': "&quot;", "'": "&apos;"}
 
 
 class ProcessUnreadable(Exception):
@@ -50,6 +53,9 @@ def runtime_directory(uri: str) -> Path:
 def find_process(name: str, uuid: str, runtime: Path, proc: Path = PROC) -> QemuProcess:
     """The QEMU process of a domain. Raises ProcessUnreadable."""
     pid_file = runtime / f"{name}.pid"
+    if not pid_file.exists():
+        # libvirt 9.0 names it after the name as XML has it: the pid file of a"b is a&quot;b.pid.
+        pid_file = runtime / f"{escape(name, _QUOTES)}.pid"
     try:
         pid = int(pid_file.read_text(encoding="ascii"))
         arguments = (proc / str(pid) / "cmdline").read_bytes().split(b"\0")

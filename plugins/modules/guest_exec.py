@@ -104,7 +104,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 rc:
-  description: The return code. V(null) when a signal ended the command, and when it was not run.
+  description: The return code. V(null) when a signal ended the command, V(0) when it was not run.
   returned: always, unless the guest could not run commands
   type: int
   sample: 0
@@ -235,9 +235,9 @@ def main() -> None:
         agent.require("guest-exec", "guest-exec-status")
         skip = skip_reason(agent, module.params)
         if skip:
-            return {"changed": False, "rc": None, "signal": None, "msg": f"not run, since {skip}"}
+            return {"changed": False, "rc": 0, "signal": None, "msg": f"not run, since {skip}"}
         if module.check_mode:
-            return {"changed": True, "rc": None, "signal": None, "msg": "not run, in check mode"}
+            return {"changed": True, "rc": 0, "signal": None, "msg": "not run, in check mode"}
         return result_of(run_command(agent, command))
 
     run(module, work)

@@ -36,6 +36,11 @@ EMULATOR = "usr/bin/qemu-system-x86_64"
 LIBRARY = "usr/lib/libspice.so.1"
 
 
+def pid_file(runtime: Path, name: str) -> Path:
+    """Where libvirt notes a domain's QEMU process: it names the file after the name as XML has it."""
+    return runtime / f"{escape(name, {chr(34): '&quot;', chr(39): '&apos;'})}.pid"
+
+
 def libvirt_failed(words: str) -> LibvirtFailed:
     return LibvirtFailed(words, remedy="See libvirt's log.")
 
@@ -295,9 +300,9 @@ class FakeHypervisor:
         arguments = [self.emulator, "-name", f"guest={name}", "-uuid", uuid_]
         ticks = 12345 if self.recycle_pid else 12345 + pid
         self.proc.start(pid, arguments, self.emulator, (self.library,), ticks=ticks)
-        (self._runtime / f"{name}.pid").write_text(f"{pid}\n", encoding="ascii")
+        pid_file(self._runtime, name).write_text(f"{pid}\n", encoding="ascii")
         return pid
 
     def end_process(self, name: str, pid: int) -> None:
         self.proc.end(pid)
-        (self._runtime / f"{name}.pid").unlink()
+        pid_file(self._runtime, name).unlink()

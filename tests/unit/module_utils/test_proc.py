@@ -112,10 +112,21 @@ def runtime(tmp_path: Path) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("name", ["web1", "vm 1", "<&>", "-rf", "größe", "a'b\"c"])
-def test_the_process_is_found_through_its_pid_file(proc: FakeProc, runtime: Path, name: str) -> None:
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        ("web1", "web1"),
+        ("vm 1", "vm 1"),
+        ("-rf", "-rf"),
+        ("größe", "größe"),
+        ("<&>", "&lt;&amp;&gt;"),
+        ("a'b\"c", "a&apos;b&quot;c"),
+        ("<&>", "<&>"),
+    ],
+)
+def test_the_process_is_found_through_its_pid_file(proc: FakeProc, runtime: Path, name: str, file: str) -> None:
     proc.start(4711, ["/usr/bin/qemu", "-name", f"guest={name}", "-uuid", UUID], "/usr/bin/qemu", ticks=5000)
-    (runtime / f"{name}.pid").write_text("4711\n", encoding="ascii")
+    (runtime / f"{file}.pid").write_text("4711\n", encoding="ascii")
     started = BOOT + timedelta(seconds=5000 / os.sysconf("SC_CLK_TCK"))
     assert find_process(name, UUID, runtime, proc.path) == QemuProcess(4711, 5000, started)
 
