@@ -12,7 +12,13 @@ from collections.abc import Callable
 import pytest
 
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent, ProcessStatus
-from ansible_collections.kvm.fleet.plugins.module_utils._errors import AgentProtocolError, AgentSilent, CommandTimeout
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import Deadline
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    AgentProtocolError,
+    AgentSilent,
+    CommandResultLost,
+    CommandTimeout,
+)
 from tests.unit.fake_agent import NEVER, Call, Ending, FakeAgent, in_turn
 from tests.unit.fake_clock import FakeClock
 
@@ -138,6 +144,16 @@ def test_an_agent_that_stays_silent_is_what_is_reported(clock: FakeClock) -> Non
     agent = FakeAgent(clock, program)
     with pytest.raises(AgentSilent):
         GuestAgent(agent, clock).run(["make"], timeout=100)
+
+
+def test_a_result_that_is_lost_is_told_at_once(clock: FakeClock) -> None:
+    """Waiting until the deadline would not bring it back."""
+    agent = FakeAgent(clock, in_turn([Ending(after=60)]))
+    clock.after(2, agent.restart)
+    deadline = Deadline(clock, 3600)
+    with pytest.raises(CommandResultLost):
+        GuestAgent(agent, clock).run(["make"], timeout=3600)
+    assert deadline.elapsed < 10
 
 
 def test_a_command_that_does_not_end_is_a_timeout_with_its_pid(clock: FakeClock) -> None:
