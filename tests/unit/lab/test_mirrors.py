@@ -12,13 +12,13 @@ from lab.mirrors import parse_acquire_options, parse_targets
 BOOKWORM = Distribution("debian", "12", "bookworm")
 
 TARGETS = """\
-Debian|http://deb.debian.org/debian/|bookworm|main
-Debian|http://deb.debian.org/debian/|bookworm|contrib
-Debian|http://deb.debian.org/debian/|bookworm|main
-Debian|http://deb.debian.org/debian/|bookworm-updates|main
-Debian|http://deb.debian.org/debian-security/|bookworm-security|main
-Debian|http://deb.debian.org/debian/|trixie|main
-Debian Backports|http://deb.debian.org/debian/|bookworm-backports|main
+Debian|http://mirror.example.org/debian/|bookworm|main
+Debian|http://mirror.example.org/debian/|bookworm|contrib
+Debian|http://mirror.example.org/debian/|bookworm|main
+Debian|http://mirror.example.org/debian/|bookworm-updates|main
+Debian|http://mirror.example.org/debian-security/|bookworm-security|main
+Debian|http://mirror.example.org/debian/|trixie|main
+Debian Backports|http://mirror.example.org/debian/|bookworm-backports|main
 Docker|https://download.docker.com/linux/debian/|bookworm|stable
 apt.postgresql.org|https://apt.postgresql.org/pub/repos/apt/|bookworm-pgdg|main
 .|https://deb.nodesource.com/node_20.x/|nodistro|main
@@ -29,14 +29,14 @@ Debian|file:/srv/flat/|./|$(COMPONENT)
 
 def test_only_the_distributions_own_sources_of_its_own_release_are_taken() -> None:
     assert parse_targets(TARGETS, BOOKWORM) == [
-        "deb http://deb.debian.org/debian/ bookworm main contrib",
-        "deb http://deb.debian.org/debian/ bookworm-updates main",
-        "deb http://deb.debian.org/debian-security/ bookworm-security main",
+        "deb http://mirror.example.org/debian/ bookworm main contrib",
+        "deb http://mirror.example.org/debian/ bookworm-updates main",
+        "deb http://mirror.example.org/debian-security/ bookworm-security main",
     ]
 
 
 def test_lists_that_were_never_fetched_give_no_source() -> None:
-    assert parse_targets("$(ORIGIN)|http://deb.debian.org/debian/|bookworm|main\n", BOOKWORM) == []
+    assert parse_targets("$(ORIGIN)|http://mirror.example.org/debian/|bookworm|main\n", BOOKWORM) == []
     assert parse_targets("", BOOKWORM) == []
 
 
