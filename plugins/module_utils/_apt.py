@@ -90,7 +90,10 @@ def _qualified(change: PackageChange) -> str:
 
 _INSTALL = re.compile(r"Inst (\S+) (?:\[([^\]]+)\] )?\((\S+) (.*?)\s*\[([^\]]+)\]\)")
 _REMOVE = re.compile(r"(?:Remv|Purg) (\S+) \[([^\]]+)\]")
-_KEPT_BACK = "The following packages have been kept back:"
+_KEPT_BACK = (
+    "The following packages have been kept back:",
+    "The following upgrades have been deferred due to phasing:",  # Ubuntu, from apt 2.4 on
+)
 
 
 def parse_simulation(output: str) -> Prediction:
@@ -100,7 +103,7 @@ def parse_simulation(output: str) -> Prediction:
         if in_kept_back and line.startswith("  "):
             kept_back += line.split()
             continue
-        in_kept_back = line == _KEPT_BACK
+        in_kept_back = line in _KEPT_BACK
         install, remove = _INSTALL.match(line), _REMOVE.match(line)
         if install:
             name, old, new, origins, arch = install.groups()

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -41,6 +42,9 @@ def run(module: AnsibleModule, work: Callable[[LibvirtHypervisor], dict[str, Any
             evidence={},
             exception=LIBVIRT_IMPORT_ERROR,
         )
+    # libvirt keeps the last error of a thread until the next call, and freeing a handle is one: collected between a
+    # failure and its exception, a handle would take the error's code with it. A module ends before memory matters.
+    gc.disable()
     try:
         with open_hypervisor(module.params["uri"]) as hypervisor:
             result = work(hypervisor)

@@ -121,6 +121,13 @@ def test_other_lines_are_no_changes(line: str) -> None:
     assert parse_simulation(f"{line}\n") == Prediction(())
 
 
+def test_phased_packages_are_kept_back_as_well() -> None:
+    output = (
+        "The following upgrades have been deferred due to phasing:\n  a b\nThe following packages will be upgraded:"
+    )
+    assert parse_simulation(output).kept_back == ("a", "b")
+
+
 def test_kept_back_packages_may_fill_several_lines_and_end_with_them() -> None:
     output = (
         "The following packages have been kept back:\n  a b\n  c\nThe following packages will be upgraded:\n  d e\n"
