@@ -31,6 +31,11 @@ class Prediction:
     changes: tuple[PackageChange, ...]
     kept_back: tuple[str, ...] = ()
 
+    @property
+    def security(self) -> tuple[PackageChange, ...]:
+        """Those of the changes that are security updates."""
+        return tuple(change for change in self.changes if change.security)
+
 
 def changes_between(before: Installed, after: Installed, security: Collection[str]) -> tuple[PackageChange, ...]:
     """What differs between two states of the package database, by name; ``security`` names the security updates."""

@@ -87,6 +87,10 @@ class Transition:
     state: DomainState
     at: str
 
+    def facts(self) -> dict[str, str]:
+        """As results and evidence have it."""
+        return {"state": self.state.value, "at": self.at}
+
 
 @dataclass
 class PowerReport:
@@ -154,9 +158,7 @@ def apply(hypervisor: Hypervisor, domain: Domain, steps: tuple[Step, ...], optio
             cycle.run(step)
         cycle.prove()
     except FleetError as error:
-        error.evidence["transitions"] = [
-            {"state": transition.state.value, "at": transition.at} for transition in cycle.report.transitions
-        ]
+        error.evidence["transitions"] = [transition.facts() for transition in cycle.report.transitions]
         error.evidence["forced"] = cycle.report.forced
         if cycle.report.transitions[-1].state not in ACTIVE_STATES and not isinstance(error, StartFailed):
             error.remedy += f" The guest is off: 'virsh start {cycle.quoted}' brings it back."

@@ -68,7 +68,7 @@ def snapshot(record: SnapshotRecord) -> dict[str, Any]:
 def power(report: PowerReport) -> dict[str, Any]:
     return {
         "forced": report.forced,
-        "transitions": [{"state": transition.state.value, "at": transition.at} for transition in report.transitions],
+        "transitions": [transition.facts() for transition in report.transitions],
         "before": {**process(report.process_before), "boot_id": report.boot_id_before},
         "after": {**process(report.process_after), "boot_id": report.boot_id_after},
     }

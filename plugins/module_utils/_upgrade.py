@@ -87,10 +87,9 @@ def predict(agent: GuestAgent, clock: Clock, options: UpgradeOptions, *, keep_li
         everything = _simulate(agent, (*state, *_apt.full_upgrade(autoremove=options.autoremove)))
         if not options.security_only:
             return everything
-        wanted = [change for change in everything.changes if change.security]
-        if not wanted:
+        if not everything.security:
             return Prediction(())
-        return _simulate(agent, (*state, *_apt.selected_upgrade(wanted, autoremove=options.autoremove)))
+        return _simulate(agent, (*state, *_apt.selected_upgrade(everything.security, autoremove=options.autoremove)))
 
 
 @dataclass(frozen=True)
@@ -133,21 +132,17 @@ def upgrade(agent: GuestAgent, clock: Clock, options: UpgradeOptions) -> Predict
         _repair(agent, clock, options)
         prediction = predict(agent, clock, options, keep_lists=False)
     if prediction.changes:
-        _run_job(agent, clock, options, _upgrade_command(prediction, options), _security_names(prediction))
+        security = [change.name for change in prediction.security]
+        _run_job(agent, clock, options, _upgrade_command(prediction, options), security)
     return Prediction(_finish(agent), prediction.kept_back)
 
 
 def _upgrade_command(prediction: Prediction, options: UpgradeOptions) -> tuple[str, ...]:
     if options.security_only:
-        wanted = [change for change in prediction.changes if change.security]
-        arguments = _apt.selected_upgrade(wanted, autoremove=options.autoremove)
+        arguments = _apt.selected_upgrade(prediction.security, autoremove=options.autoremove)
     else:
         arguments = _apt.full_upgrade(autoremove=options.autoremove)
     return ("apt-get", *_apt.unattended(options.lock_timeout), *arguments)
-
-
-def _security_names(prediction: Prediction) -> tuple[str, ...]:
-    return tuple(change.name for change in prediction.changes if change.security)
 
 
 def _repair(agent: GuestAgent, clock: Clock, options: UpgradeOptions) -> None:
