@@ -11,7 +11,8 @@ import os
 import signal
 import subprocess
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lab.errors import AgentFailed
@@ -30,10 +31,10 @@ UPGRADED = {"lab-app", "lab-config", "lab-kernel", "lab-library", "lab-plugin", 
 
 @contextmanager
 def upgrading(guest: Guest) -> Iterator[subprocess.Popen[bytes]]:
-    """guest_upgrade at work in the background, as a process group of its own."""
+    """guest_upgrade at work in the background."""
     words, environment = command("ansible", inventory=HYPERVISORS)
     action = ["localhost", "--module-name", "kvm.fleet.guest_upgrade", "--args", json.dumps({"name": guest.name})]
-    with subprocess.Popen([*words, *action], env=environment, start_new_session=True) as controller:
+    with subprocess.Popen([*words, *action], env=environment) as controller:
         try:
             yield controller
         finally:
@@ -41,10 +42,23 @@ def upgrading(guest: Guest) -> Iterator[subprocess.Popen[bytes]]:
 
 
 def kill(controller: subprocess.Popen[bytes]) -> None:
-    """End a run as a power failure of its controller does."""
+    """End a run as a power failure of its controller does: its worker and its module end with it.
+
+    No process group has them all: since 2.19, Ansible's workers lead sessions of their own.
+    """
     if controller.poll() is None:
-        os.killpg(controller.pid, signal.SIGKILL)
+        for pid in [controller.pid, *descendants(controller.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
         controller.wait()
+
+
+def descendants(pid: int) -> list[int]:
+    """The children of a process, their children, and so on."""
+    children = []
+    with suppress(FileNotFoundError):
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
+    return children + [found for child in children for found in descendants(child)]
 
 
 def wait_for(happened: Callable[[], bool], what: str) -> None:
