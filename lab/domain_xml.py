@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ET
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from lab.initrd import PACKAGE_MANAGER
 from lab.places import EMULATOR, METADATA_NAMESPACE, console_path, disk_path, library_directory, private_emulator
 from lab.process import Process
 
@@ -41,6 +42,10 @@ class GuestSpec:
     """Whether it runs a copy of QEMU that no other guest runs: then it can drift alone."""
     private_library: bool = False
     """Whether QEMU maps a copy of a library that no other guest's maps. Taints the domain."""
+    package_manager: str = "apt"
+    """Whose system its os-release says that it is: `apt`: the host's distribution; `dnf`: Fedora; `zypper`: openSUSE.
+
+    In every guest all three have packages to upgrade, each its own."""
     owner: Process | None = None
     """The process, a test session, without which the guest is abandoned; none: it is to stay."""
 
@@ -83,6 +88,7 @@ def parse_spec(xml: str) -> GuestSpec | None:
         agent_service=mark.get("agent-service") == "yes",
         private_emulator=mark.get("private-emulator") == "yes",
         private_library=mark.get("private-library") == "yes",
+        package_manager=mark.get("package-manager", ""),
         owner=Process(int(pid), int(started)) if pid else None,
     )
 
@@ -124,6 +130,7 @@ def _mark(metadata: ET.Element, spec: GuestSpec) -> None:
         "agent-service": _yes_no(spec.agent_service),
         "private-emulator": _yes_no(spec.private_emulator),
         "private-library": _yes_no(spec.private_library),
+        "package-manager": spec.package_manager,
         "owner": f"{spec.owner.pid}:{spec.owner.started}" if spec.owner else "",
     }
     ET.SubElement(metadata, MARK, attributes)
@@ -141,6 +148,8 @@ def _boot(os: ET.Element, spec: GuestSpec, image: Image) -> None:
     words = ["console=ttyS0", "quiet", "mitigations=off"]
     if not spec.agent_service:
         words.append("systemd.mask=qemu-guest-agent.service")
+    if spec.package_manager != "apt":
+        words.append(f"{PACKAGE_MANAGER}={spec.package_manager}")
     _add(os, "cmdline", " ".join(words))
 
 

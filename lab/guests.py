@@ -104,6 +104,10 @@ class Guest:
         """Every package installed inside, with its version."""
         return inside.package_versions(self.domain)
 
+    def rpm_versions(self) -> dict[str, str]:
+        """Likewise what was installed as RPMs."""
+        return inside.rpm_versions(self.domain)
+
     def read_file(self, path: str) -> bytes:
         """The content of a file inside."""
         return inside.read_file(self.domain, path)

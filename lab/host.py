@@ -19,6 +19,7 @@ from lab.run import run
 
 LAB_PACKAGES = (
     "apt-utils",
+    "createrepo-c",
     "dpkg-dev",
     "e2fsprogs",
     "libvirt-clients",
@@ -26,6 +27,7 @@ LAB_PACKAGES = (
     "mmdebstrap",
     "qemu-system-x86",
     "qemu-utils",
+    "rpm",
 )
 
 

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from lab.host import Distribution
 
 # The modules that determine what is in an image: a change to any of them makes another image.
-RECIPE_MODULES = ("image.py", "initrd.py", "packages.py", "tree.py")
+RECIPE_MODULES = ("image.py", "initrd.py", "packages.py", "rpms.py", "tree.py")
 DISK_SIZE = "2G"
 BUILD_NEEDS_MIB = 4096
 
@@ -87,8 +87,8 @@ def purge() -> None:
 
 
 def _build(image: Image, scratch: Path, wanted: Distribution, lock: int) -> None:
-    root, downloads, debs = (scratch / name for name in ("tree", "downloads", "debs"))
-    for directory in (image.directory, downloads, debs):
+    root, downloads, debs, built_rpms = (scratch / name for name in ("tree", "downloads", "debs", "rpms"))
+    for directory in (image.directory, downloads, debs, built_rpms):
         directory.mkdir(parents=True)
     with step(f"  {wanted.origin} {wanted.codename} by mmdebstrap"):
         tree.bootstrap(root, downloads, archive(wanted), inherit=[lock])
@@ -96,6 +96,9 @@ def _build(image: Image, scratch: Path, wanted: Distribution, lock: int) -> None
         (agent,) = downloads.glob("qemu-guest-agent_*.deb")
         tree.publish_repositories(root, agent, debs, wanted)
         tree.install_old_packages(root, debs)
+        tree.provide_dnf_plugins(root, downloads)
+        tree.publish_rpms(root, built_rpms)
+        tree.install_old_rpms(root, built_rpms)
         tree.settle(root)
     with step("  disk"):
         _take_kernel(root, image)

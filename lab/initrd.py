@@ -19,6 +19,11 @@ if TYPE_CHECKING:
 # What the kernel needs in order to see its disk, where it is not built in.
 WANTED = ("virtio_pci", "virtio_blk")
 
+# On the kernel's command line; the kernel hands it on to init as a variable.
+PACKAGE_MANAGER = "lab_package_manager"
+# With a dot and that variable's value appended, what os-release then is a link to.
+OS_RELEASE = "/usr/lib/os-release"
+
 INIT = """\
 #!/bin/busybox sh
 busybox=/bin/busybox
@@ -31,6 +36,10 @@ while ! [ -b /dev/vda ]; do
     $busybox usleep 10000
 done
 $busybox mount -t ext4 /dev/vda /root
+if [ -n "${package_manager}" ]; then
+    $busybox ln -sf "{os_release}.${package_manager}" /root/etc/os-release
+    unset {package_manager}
+fi
 $busybox mount --move /dev /root/dev
 $busybox umount /proc
 exec $busybox switch_root /root /sbin/init
@@ -79,7 +88,9 @@ def build(tree: Path) -> bytes:
     (modules,) = (tree / "usr/lib/modules").iterdir()
     found = [modules / path for path in module_files((modules / "modules.dep").read_text(encoding="utf-8"))]
     contents = {f"lib/{path.name.split('.')[0]}.ko": _module(path) for path in found}
-    init = INIT.format(modules=" ".join(f"/{name}" for name in contents))
+    init = INIT.format(
+        modules=" ".join(f"/{name}" for name in contents), os_release=OS_RELEASE, package_manager=PACKAGE_MANAGER
+    )
     busybox = (tree / "bin/busybox").read_bytes()
     return newc(DIRECTORIES, {"init": init.encode(), "bin/busybox": busybox, **contents})
 

@@ -126,5 +126,11 @@ def package_versions(domain: libvirt.virDomain) -> dict[str, str]:
     return {fields[0]: fields[1] for fields in map(str.split, lines) if fields[2] == "ii"}
 
 
+def rpm_versions(domain: libvirt.virDomain) -> dict[str, str]:
+    """Every package that was installed as an RPM and its version, from rpm's own records."""
+    lines = output(domain, ["/usr/bin/rpm", "--query", "--all", "--queryformat=%{NAME} %{EVR}\n"]).splitlines()
+    return dict(line.split() for line in lines)
+
+
 def _text(data: str) -> str:
     return base64.b64decode(data).decode(errors="replace")

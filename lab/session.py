@@ -38,6 +38,7 @@ class GuestOptions(TypedDict, total=False):
     agent_service: bool
     private_emulator: bool
     private_library: bool
+    package_manager: str
 
 
 class Session:

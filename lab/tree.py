@@ -10,18 +10,33 @@ import shlex
 import shutil
 from typing import TYPE_CHECKING
 
-from lab import packages
+from lab import packages, rpms
+from lab.initrd import OS_RELEASE
 from lab.run import run
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from lab.host import Distribution
     from lab.mirrors import Archive
 
 KERNELS = {"debian": "linux-image-cloud-amd64", "ubuntu": "linux-image-virtual"}
-INCLUDED = ("busybox-static", "dbus", "init", "qemu-guest-agent", "systemd", "systemd-sysv", "udev")
+INCLUDED = (
+    "busybox-static",
+    "dbus",
+    "dnf",
+    "init",
+    "python3-dateutil",
+    "qemu-guest-agent",
+    "rpm",
+    "systemd",
+    "systemd-sysv",
+    "udev",
+    "zypper",
+)
+# The plugins of dnf say that they break zypper, with which they share no file: they are unpacked beside dpkg.
+DOWNLOADED = ("dnf-plugins-core", "qemu-guest-agent")
 
 # Units that cost time at each boot or, worse, take dpkg's lock in the middle of a test.
 MASKED_UNITS = (
@@ -58,6 +73,22 @@ ExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 %I $TERM
 # What udev would load for devices that a guest of the lab has no use for.
 UNUSED_MODULES = ("ata_generic", "ata_piix", "i2c_piix4", "kvm_amd", "kvm_intel", "powernow_k8", "serio_raw")
 
+FEDORA = """\
+NAME="Fedora Linux"
+VERSION="40 (lab)"
+ID=fedora
+VERSION_ID=40
+PRETTY_NAME="Fedora Linux 40 (lab)"
+"""
+OPENSUSE = """\
+NAME="openSUSE Leap"
+VERSION="15.6"
+ID="opensuse-leap"
+ID_LIKE="suse opensuse"
+VERSION_ID="15.6"
+PRETTY_NAME="openSUSE Leap 15.6"
+"""
+
 FILES = {
     "etc/default/locale": "LANG=C.UTF-8\n",
     "etc/hostname": "lab\n",
@@ -65,6 +96,8 @@ FILES = {
     # Empty, not absent: each guest gets an id of its own, and none has a 'first boot'.
     "etc/machine-id": "",
     "etc/modprobe.d/lab.conf": "".join(f"blacklist {module}\n" for module in UNUSED_MODULES),
+    f"{OS_RELEASE.lstrip('/')}.dnf": FEDORA,
+    f"{OS_RELEASE.lstrip('/')}.zypper": OPENSUSE,
     "etc/systemd/system/serial-getty@ttyS0.service.d/autologin.conf": AUTOLOGIN,
     "etc/apt/sources.list.d/lab.list": (
         "deb [trusted=yes] file:/srv/lab/main ./\ndeb [trusted=yes] file:/srv/lab/security ./\n"
@@ -80,13 +113,13 @@ LEFT_BY_MMDEBSTRAP = (
 
 
 def bootstrap(tree: Path, downloads: Path, archive: Archive, *, inherit: Sequence[int]) -> None:
-    """Install the distribution into `tree`, and fetch its agent's package into `downloads`."""
+    """Install the distribution into `tree`, and fetch packages that are not for dpkg into `downloads`."""
     # In a file: an option may hold a proxy's password, and command lines are seen and reported.
     options = downloads / "apt.conf"
     options.touch(mode=0o600)
     options.write_text("".join(f"{option};\n" for option in (*archive.apt_options, "Acquire::Languages none")), "utf-8")
     included = (*INCLUDED, KERNELS[archive.distribution.id])
-    download = 'APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get download qemu-guest-agent'
+    download = f'APT_CONFIG="$MMDEBSTRAP_APT_CONFIG" apt-get download {" ".join(DOWNLOADED)}'
     run(
         [
             # A view of its own: what a killed mmdebstrap has mounted is gone with its last process.
@@ -135,8 +168,39 @@ def install_old_packages(tree: Path, scratch: Path) -> None:
     run(["chroot", tree, "dpkg", "--install", *debs])
     run(["chroot", tree, "apt-mark", "auto", *packages.AUTOMATICALLY_INSTALLED])
     shutil.rmtree(inside)
-    for path, text in packages.LOCALLY_EDITED.items():
-        (tree / path).write_text(text, encoding="utf-8")
+    _write(tree, packages.LOCALLY_EDITED)
+
+
+def provide_dnf_plugins(tree: Path, downloads: Path) -> None:
+    """Unpack dnf's plugins, compiled as dpkg leaves them: dnf then has no reason to write into /usr."""
+    (plugins,) = downloads.glob("dnf-plugins-core_*.deb")
+    run(["dpkg-deb", "--extract", plugins, tree])
+    run(["chroot", tree, "python3", "-m", "compileall", "-q", "/usr/lib/python3/dist-packages/dnf-plugins"])
+
+
+def publish_rpms(tree: Path, scratch: Path) -> None:
+    """Put the repository with the newer RPMs into the tree, and have dnf and zypper know it."""
+    repository = tree / "srv/lab/rpm"
+    repository.mkdir()
+    for rpm in rpms.REPOSITORY:
+        rpms.build(rpm, repository, scratch)
+    rpms.index(repository, scratch)
+    _write(tree, rpms.FILES)
+    for path, target in rpms.LINKS.items():
+        (tree / path).symlink_to(target)
+
+
+def install_old_rpms(tree: Path, scratch: Path) -> None:
+    """Install the older RPMs in the tree, with one configuration file edited."""
+    inside = tree / "srv/lab/installed"
+    inside.mkdir()
+    for rpm in rpms.INSTALLED:
+        rpms.build(rpm, inside, scratch)
+    files = [f"/srv/lab/installed/{rpm.file_name}" for rpm in rpms.INSTALLED]
+    run(["chroot", tree, "rpm", "--install", "--force-debian", *files])
+    run(["chroot", tree, "dnf", "--quiet", "--assumeyes", "mark", "remove", *rpms.AUTOMATICALLY_INSTALLED])
+    shutil.rmtree(inside)
+    _write(tree, rpms.LOCALLY_EDITED)
 
 
 def settle(tree: Path) -> None:
@@ -145,8 +209,12 @@ def settle(tree: Path) -> None:
     (tree / "var/lib/apt/lists/partial").mkdir(parents=True)
     for leftover in LEFT_BY_MMDEBSTRAP:
         (tree / leftover).unlink(missing_ok=True)
-    for path, text in FILES.items():
-        (tree / path).parent.mkdir(parents=True, exist_ok=True)
-        (tree / path).write_text(text, encoding="utf-8")
+    _write(tree, FILES)
     run(["systemctl", f"--root={tree}", "mask", *MASKED_UNITS])
     run(["chroot", tree, "passwd", "--delete", "root"])
+
+
+def _write(tree: Path, files: Mapping[str, str]) -> None:
+    for path, text in files.items():
+        (tree / path).parent.mkdir(parents=True, exist_ok=True)
+        (tree / path).write_text(text, encoding="utf-8")

@@ -29,6 +29,7 @@ EVERYTHING_ELSE = GuestSpec(
     agent_service=False,
     private_emulator=True,
     private_library=True,
+    package_manager="zypper",
     owner=Process(12, 3456),
 )
 
@@ -86,6 +87,12 @@ def test_the_agents_channel_and_service_go_separately() -> None:
     assert has(PLAIN) == (True, True)
     assert has(replace(PLAIN, agent_channel=False)) == (False, True)
     assert has(replace(PLAIN, agent_service=False)) == (True, False)
+
+
+def test_only_a_guest_that_is_to_be_another_system_hears_of_it_when_it_boots() -> None:
+    words = xml(EVERYTHING_ELSE).findtext("os/cmdline", "").split()
+    assert "lab_package_manager=zypper" in words
+    assert "lab_package_manager" not in xml(PLAIN).findtext("os/cmdline", "")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ import pytest
 
 from lab.errors import Unsupported
 from lab.initrd import build, module_files, newc
+from lab.tree import FILES
 
 # As depmod writes it: what is needed, from the last to load to the first.
 MODULES_DEP = """\
@@ -80,6 +81,16 @@ def test_modules_are_in_it_uncompressed_and_are_loaded(suffix: str, content: byt
     assert inside["lib/virtio_blk.ko"] == b"module"
     assert inside["bin/busybox"] == b"busybox"
     assert b"for module in /lib/virtio_blk.ko; do" in inside["init"]
+
+
+def test_os_release_is_another_systems_only_where_the_kernel_was_told_so(tmp_path: Path) -> None:
+    init = unpack(build(tree(tmp_path, "", b"module")))["init"].decode()
+    linking = """
+if [ -n "$lab_package_manager" ]; then
+    $busybox ln -sf "/usr/lib/os-release.$lab_package_manager" /root/etc/os-release
+"""
+    assert linking in init
+    assert {f"usr/lib/os-release.{name}" for name in ("dnf", "zypper")} <= set(FILES)
 
 
 def test_an_unknown_compression_is_refused(tmp_path: Path) -> None:
