@@ -185,11 +185,14 @@ FILES = {
     # Debian's rpm has its database in a user's home.
     "etc/rpm/macros": "%_dbpath /var/lib/rpm\n",
     # Or it tells zypper, for each package, that alien is what to use on Debian.
-    "etc/popt": "rpm\talias --percent --force-debian --percent\n",
+    "etc/popt": "rpm\talias --percent --force-debian --percent\nrpm\talias -e --erase --force-debian\n",
     **{f"etc/dnf/plugins/{plugin}.conf": "[main]\nenabled = false\n" for plugin in OFF_BY_DEFAULT},
     "etc/yum.repos.d/lab.repo": REPOSITORY_SETTINGS,
     "etc/zypp/repos.d/lab.repo": REPOSITORY_SETTINGS,
     "etc/products.d/lab.prod": PRODUCT,
+    # What zypper would otherwise make the first time that it looks at anything.
+    "var/lib/zypp/AnonymousUniqueId": "00000000-0000-4000-8000-000000000000",
+    "var/log/zypp/history": "",
     "var/lib/zypp/AutoInstalled": "".join(f"{name}\n" for name in AUTOMATICALLY_INSTALLED),
 }
 LINKS = {"etc/products.d/baseproduct": "lab.prod"}
