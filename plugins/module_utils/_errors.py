@@ -229,6 +229,12 @@ class UpgradeInterrupted(FleetError):
     error_code = "upgrade_interrupted"
 
 
+class DiskFull(FleetError):
+    """A file system of the guest has no room for what has to be written."""
+
+    error_code = "disk_full"
+
+
 class GuestUnsupported(FleetError):
     """The guest lacks something that the operation is built on."""
 
