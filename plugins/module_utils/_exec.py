@@ -116,13 +116,16 @@ def run_command(agent: GuestAgent, command: Command) -> Outcome:
     At the deadline its process group is ended, by SIGTERM and then SIGKILL, and CommandTimeout is raised. Raises what
     GuestAgent.run raises, and InvalidRequest.
     """
+    return _outcome(_run_to_its_end(agent, command), command.max_output)
+
+
+def _run_to_its_end(agent: GuestAgent, command: Command) -> Finished:
     check_command(command)
     try:
-        finished = agent.run(launch_line(command), timeout=command.timeout, stdin=command.stdin)
+        return agent.run(launch_line(command), timeout=command.timeout, stdin=command.stdin)
     except CommandTimeout as error:
         error.evidence["ended"] = _end_group(agent, error.evidence["pid"])
         raise
-    return _outcome(finished, command.max_output)
 
 
 # Succeeds only when the whole process group is gone. It has no '--' before it, since Debian's dash knows none there.
@@ -173,7 +176,13 @@ def failure_of(outcome: Outcome) -> FleetError | None:
 
 def output_of(agent: GuestAgent, command: Command) -> str:
     """All that a command which has to succeed writes to standard output. Raises CommandFailed and CommandKilled."""
-    outcome = run_command(agent, command)
+    return _decode(raw_output_of(agent, command))
+
+
+def raw_output_of(agent: GuestAgent, command: Command) -> bytes:
+    """The same as bytes, for who counts them."""
+    finished = _run_to_its_end(agent, command)
+    outcome = _outcome(finished, command.max_output)
     error = failure_of(outcome)
     if error:
         error.evidence.update(command=list(command.argv), stderr=list(last_lines(outcome.stderr)))
@@ -184,7 +193,7 @@ def output_of(agent: GuestAgent, command: Command) -> str:
             remedy="Look in the guest at what it writes; half of it would be worse than nothing.",
             evidence={"command": list(command.argv)},
         )
-    return outcome.stdout
+    return finished.stdout
 
 
 def path_exists(agent: GuestAgent, pattern: str) -> bool:
