@@ -50,7 +50,7 @@ class HostAgent:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._environment = {"PATH": f"{path}:/usr/sbin:/usr/bin:/sbin:/bin"}
+        self.environment = {"PATH": f"{path}:/usr/sbin:/usr/bin:/sbin:/bin"}
         self._processes: dict[int, _Process] = {}
 
     def exchange(self, request: str, timeout: int) -> str:
@@ -74,7 +74,7 @@ class HostAgent:
             return {"version": "0", "supported_commands": [{"name": name, "enabled": True} for name in COMMANDS]}
         if command == "guest-exec":
             stdin = base64.b64decode(arguments.get("input-data", ""))
-            process = _Process([arguments["path"], *arguments["arg"]], stdin, self._environment)
+            process = _Process([arguments["path"], *arguments["arg"]], stdin, self.environment)
             self._processes[process.popen.pid] = process
             return {"pid": process.popen.pid}
         assert command == "guest-exec-status"
