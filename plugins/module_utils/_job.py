@@ -207,6 +207,7 @@ command -v flock >/dev/null || exit {_NO_FLOCK}
 
 # Tells what is left of the file system: KiB, inodes, and how many inodes it has in all.
 cannot_write() {{
+  rm -f "$journal/room"
   where=$journal
   until [ -d "$where" ]; do where=${{where%/*}}; done
   df -Pk "${{where:-/}}" | tail -n 1 | {{ read -r _ _ _ kib _; echo "kib $kib"; }}
@@ -263,6 +264,7 @@ fi
 tries=0
 while [ ! -e started ] && [ "$tries" -lt 100 ]; do
   tries=$((tries + 1))
+  [ "$tries" -ne 10 ] || at_work || break
   sleep 0.1 2>/dev/null || sleep 1
 done
 exit 0
@@ -294,6 +296,8 @@ if [ "$code" -eq 0 ]; then
   /bin/sh -c "$launcher" sh "$journal" "$@" </dev/null >>log 2>&1 3>>progress 9>&-
   code=$?
   rm -f pid
+  # What it was interrupted in may be half a line.
+  [ -z "$(tail -c 1 log 9>&-)" ] || echo >>log
   stopped=no
   [ ! -e stop ] || stopped=yes
   (eval "$finish"; exit "$code") </dev/null >>log 2>&1 3>>progress 9>&-
@@ -358,7 +362,7 @@ _REMOVE = f"""\
 {_COMMON}
 cannot_write() {{ exit 1; }}
 command -v flock >/dev/null || flock() {{ :; }}
-enter -x || exit 0
+enter -x || exec rm -rf "$journal.removed"
 [ -e job ] && at_work && {{ cat run 2>/dev/null; exit {_ALREADY_RUNNING}; }}
 rm -rf "$journal.removed" && mv "$journal" "$journal.removed" && cd / && rm -rf "$journal.removed"
 """

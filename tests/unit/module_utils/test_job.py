@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import threading
 import time
 from collections.abc import Callable
@@ -390,6 +391,13 @@ def journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
+class HastyClock(SystemClock):
+    """Asks more often, since nothing here takes long."""
+
+    def wait(self, seconds: float) -> None:
+        super().wait(seconds / 20)
+
+
 @pytest.fixture
 def with_systemd(host: HostAgent, tmp_path: Path, journal: Path, monkeypatch: pytest.MonkeyPatch) -> GuestAgent:
     """A guest with as much of systemd as a job needs."""
@@ -398,8 +406,9 @@ def with_systemd(host: HostAgent, tmp_path: Path, journal: Path, monkeypatch: py
     units.mkdir()
     host.install("systemctl", SYSTEMCTL.format(units=units))
     host.install("systemd-run", SYSTEMD_RUN.format(units=units))
+    host.install("sleep", "exec /usr/bin/sleep 0.01\n")
     monkeypatch.setattr(_job, "_SYSTEMD", str(units))
-    return GuestAgent(host, SystemClock())
+    return GuestAgent(host, HastyClock())
 
 
 @pytest.fixture
@@ -407,8 +416,9 @@ def without_systemd(host: HostAgent, journal: Path, monkeypatch: pytest.MonkeyPa
     assert not journal.exists()
     host.install("systemctl", "exit 127\n")
     host.install("systemd-run", "exit 127\n")
+    host.install("sleep", "exec /usr/bin/sleep 0.01\n")
     monkeypatch.setattr(_job, "_SYSTEMD", "/nonexistent")
-    return GuestAgent(host, SystemClock())
+    return GuestAgent(host, HastyClock())
 
 
 @pytest.fixture(params=["with_systemd", "without_systemd"])
@@ -482,7 +492,7 @@ def test_a_running_job_tells_whose_it_is_and_how_far_it_has_come(guest: GuestAge
     assert found.elapsed is not None
     assert 0 <= found.elapsed < 60
     go.touch()
-    assert wait(guest, SystemClock(), 30).exit_code == 0
+    assert wait(guest, HastyClock(), 30).exit_code == 0
     assert look(guest, found.offset).log == ("last",)
     assert look(guest, 10_000).log == ("first", "last")
 
@@ -719,3 +729,131 @@ def test_a_journal_that_cannot_be_written_says_so(guest: GuestAgent, journal: Pa
     journal.parent.touch()
     with pytest.raises(GuestUnsupported, match="could not be started in the guest: mkdir:"):
         start(guest, a_job())
+
+
+# --- crashes, at whatever point ------------------------------------------------------------------
+
+# bash calls this before each command of a script, at any depth; the commands of subshells are not counted.
+KILL_AT = """\
+set -T
+left={point}
+trap '[ "$BASH_SUBSHELL" -gt 0 ] || [ $((left -= 1)) -gt 0 ] || kill -KILL $$' DEBUG
+"""
+FAR = 10_000
+
+
+def start_that_is_killed(host: HostAgent, job: Job, point: int) -> int:
+    """Run what starts a job up to some command of it; tells how it ended."""
+    script = KILL_AT.format(point=point) + _job._START
+    arguments = [_job.JOURNAL, _job.UNIT, job.run, _job._SYSTEMD]
+    return subprocess.run(
+        ["/bin/bash", "--posix", "-c", script, "sh", *arguments],
+        input=job_script(job).encode(),
+        env=host.environment,
+        check=False,
+        capture_output=True,
+    ).returncode
+
+
+@pytest.fixture
+def hasty(host: HostAgent) -> HostAgent:
+    """A guest whose disk is never waited for: what is killed here is a shell, not the guest."""
+    host.install("sync", "exit 0\n")
+    return host
+
+
+def upgrading(database: Path, run: str) -> Job:
+    prepare = "[ -e before ] || { cp $DATABASE before.new && mv before.new before; }"
+    command = ("/bin/sh", "-c", "echo 2 >$DATABASE; echo upgraded")
+    return Job(run, prepare, command, "echo finished", {"DATABASE": str(database)})
+
+
+def test_a_start_that_is_killed_at_any_point_can_be_made_up_for(
+    with_systemd: GuestAgent, hasty: HostAgent, journal: Path, tmp_path: Path
+) -> None:
+    database = tmp_path / "database"
+    database.write_text("1\n", encoding="ascii")
+    start(with_systemd, upgrading(database, "run-0"))
+    assert to_its_end(with_systemd).state is JobState.ENDED
+    states = set()
+    for point in range(1, FAR):
+        if start_that_is_killed(hasty, upgrading(database, f"killed-{point}"), point) != -signal.SIGKILL:
+            break
+        states.add(to_its_end(with_systemd).state)
+        assert (journal / "before").read_text(encoding="ascii") == "1\n"
+        start(with_systemd, upgrading(database, f"run-{point}"))
+        found = to_its_end(with_systemd)
+        assert (found.state, found.run, found.exit_code) == (JobState.ENDED, f"run-{point}", 0)
+        assert found.log == ("upgraded", "finished")
+    assert 30 < point < FAR
+    assert states == {JobState.ENDED, JobState.CUT_OFF}
+    assert (journal / "before").read_text(encoding="ascii") == "1\n"
+
+
+def test_a_first_start_that_is_killed_at_any_point_leaves_no_half_of_a_job(
+    without_systemd: GuestAgent, hasty: HostAgent, journal: Path, tmp_path: Path
+) -> None:
+    database = tmp_path / "database"
+    states = set()
+    for point in range(1, FAR):
+        database.write_text("1\n", encoding="ascii")
+        if start_that_is_killed(hasty, upgrading(database, f"killed-{point}"), point) != -signal.SIGKILL:
+            break
+        states.add(to_its_end(without_systemd).state)
+        remove(without_systemd)
+        assert not journal.exists()
+    assert 30 < point < FAR
+    assert states == {JobState.NONE, JobState.ENDED, JobState.CUT_OFF}
+
+
+def test_a_job_that_is_killed_at_any_point_has_its_baseline_once_anything_changed(
+    with_systemd: GuestAgent, hasty: HostAgent, tmp_path: Path
+) -> None:
+    database = tmp_path / "database"
+    states = set()
+    run = (hasty.path / "systemd-run").read_text(encoding="utf-8").partition("\n")[2]
+    for point in range(1, FAR):
+        database.write_text("1\n", encoding="ascii")
+        prefix = tmp_path / "prefix"
+        prefix.write_text(KILL_AT.format(point=point), encoding="ascii")
+        killed = f'shell="$(cat {prefix}; cat "$2")"; shift 2; set -- /bin/bash --posix -c "$shell" sh "$@"\n'
+        hasty.install("systemd-run", run.replace("touch", f"{killed}touch"))
+        start(with_systemd, upgrading(database, f"killed-{point}"))
+        found = to_its_end(with_systemd)
+        states.add(found.state)
+        changed = database.read_text(encoding="ascii") == "2\n"
+        assert not changed or read(with_systemd, "before") == {"before": ["1"]}
+        assert (found.state is JobState.ENDED) == (found.exit_code == 0)
+        assert changed or found.state is JobState.CUT_OFF
+        hasty.install("systemd-run", run)
+        start(with_systemd, upgrading(database, f"run-{point}"))
+        again = to_its_end(with_systemd)
+        assert (again.exit_code, again.log) == (0, ("upgraded", "finished"))
+        assert read(with_systemd, "before") == {"before": ["1"]}
+        remove(with_systemd)
+        if found.state is JobState.ENDED:
+            break
+    assert 15 < point < FAR
+    assert states == {JobState.ENDED, JobState.CUT_OFF}
+
+
+def test_a_removal_that_is_killed_at_any_point_leaves_all_or_nothing(
+    with_systemd: GuestAgent, hasty: HostAgent, journal: Path, tmp_path: Path
+) -> None:
+    database = tmp_path / "database"
+    states = set()
+    for point in range(1, FAR):
+        database.write_text("1\n", encoding="ascii")
+        start(with_systemd, upgrading(database, "run-1"))
+        to_its_end(with_systemd)
+        script = KILL_AT.format(point=point) + _job._REMOVE
+        words = ["/bin/bash", "--posix", "-c", script, "sh", _job.JOURNAL, _job.UNIT]
+        if subprocess.run(words, env=hasty.environment, check=False).returncode != -signal.SIGKILL:
+            break
+        found = look(with_systemd)
+        states.add(found.state)
+        assert (found.state, read(with_systemd, "before")["before"]) in ((JobState.ENDED, ["1"]), (JobState.NONE, []))
+        remove(with_systemd)
+    assert 10 < point < FAR
+    assert states == {JobState.NONE, JobState.ENDED}
+    assert list(journal.parent.iterdir()) == []
