@@ -338,7 +338,8 @@ else
 fi
 read -r run 2>/dev/null <run && echo "run $run"
 [ ! -e stop ] || echo "stopping"
-[ ! -e progress ] || tail -n 5 progress | sed 's/^/progress /'
+# A last line that is still being written is left out.
+[ ! -e progress ] || tail -n 6 progress | while IFS= read -r line; do printf 'progress %s\\n' "$line"; done
 size=0
 [ ! -e log ] || size=$(($(wc -c <log)))
 [ "$offset" -le "$size" ] || offset=0

@@ -497,6 +497,12 @@ def test_a_running_job_tells_whose_it_is_and_how_far_it_has_come(guest: GuestAge
     assert look(guest, 10_000).log == ("first", "last")
 
 
+def test_a_status_that_is_still_being_written_is_left_out(guest: GuestAgent) -> None:
+    start(guest, a_job("/bin/sh", "-c", r"printf '1%%\n\n-n \\n 2%%\n3' >&3; echo log"))
+    found = to_its_end(guest)
+    assert (found.progress, found.log) == (("1%", "", r"-n \n 2%"), ("log",))
+
+
 def test_a_log_that_is_longer_than_a_look_is_shown_by_its_end(guest: GuestAgent) -> None:
     start(guest, a_job("seq", "100000"))
     found = to_its_end(guest)
