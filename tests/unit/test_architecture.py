@@ -33,6 +33,7 @@ PURE = [
     "module_utils/_proc.py",
     "module_utils/_reboot.py",
     "module_utils/_results.py",
+    "module_utils/_rpm.py",
     "module_utils/_snapshot.py",
     "module_utils/_snapshot_xml.py",
     "module_utils/_upgrade.py",
