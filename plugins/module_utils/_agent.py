@@ -12,8 +12,9 @@ from __future__ import annotations
 import base64
 import binascii
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import Clock, Deadline, ticks
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import AgentChannel
@@ -25,6 +26,8 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     CommandTimeout,
     FleetError,
 )
+
+T = TypeVar("T")
 
 REPLY_TIMEOUT = 15
 """Seconds that one answer may take. Every request used here is answered at once by an agent that is alive."""
@@ -61,11 +64,26 @@ class Finished:
 
 
 class GuestAgent:
-    """A guest's agent, behind a channel that reaches it."""
+    """A guest's agent, behind a channel that reaches it.
 
-    def __init__(self, channel: AgentChannel, clock: Clock) -> None:
+    ``patience`` is how many seconds it may be away, as while it is itself upgraded, before ``patiently`` gives up.
+    """
+
+    def __init__(self, channel: AgentChannel, clock: Clock, patience: float = 0) -> None:
         self._channel = channel
         self._clock = clock
+        self._patience = patience
+
+    def patiently(self, attempt: Callable[[], T]) -> T:
+        """Do what may be done twice, and do it again while the agent is away or forgets what it was asked to run."""
+        deadline = Deadline(self._clock, self._patience)
+        while True:
+            try:
+                return attempt()
+            except FleetError as error:
+                if deadline.passed or not (error.transient or isinstance(error, CommandResultLost)):
+                    raise
+                self._clock.wait(min(1, deadline.remaining))
 
     def ping(self, timeout: int = REPLY_TIMEOUT) -> None:
         """Return once the agent has answered. Raises AgentSilent."""

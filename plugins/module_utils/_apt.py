@@ -2,25 +2,49 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""apt's command lines, and what its output means. Pure: nothing here runs anything."""
+"""apt: its command lines, and what its output means in the C locale."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    DependencyConflict,
+    DiskFull,
     FleetError,
+    MaintainerScriptFailed,
     PackageListsFailed,
     PackageManagerLocked,
     PackageStateInterrupted,
+    RepositoryUnreachable,
+    RepositoryUntrusted,
     UpgradeFailed,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._exec import last_lines
-from ansible_collections.kvm.fleet.plugins.module_utils._packages import PackageChange, Prediction
+from ansible_collections.kvm.fleet.plugins.module_utils._manager import (
+    Failure,
+    Progress,
+    Shell,
+    UpgradeOptions,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._packages import (
+    Installed,
+    KeptBack,
+    KeptReason,
+    PackageChange,
+    Prediction,
+    Room,
+    installed,
+)
 
-ENVIRONMENT = {
+RECORDS_FORMAT = "${Package}\\t${Architecture}\\t${Version}\\t${db:Status-Status}\\n"
+
+# A simulation with exclusions is made again while it still brings in something that is excluded.
+_EXCLUDING_ROUNDS = 5
+
+_ENVIRONMENT = {
     "LC_ALL": "C",
     "DEBIAN_FRONTEND": "noninteractive",
     # needrestart's hook would restart services, the guest agent among them, in the middle of the upgrade.
@@ -28,20 +52,124 @@ ENVIRONMENT = {
     "APT_LISTCHANGES_FRONTEND": "none",
 }
 
-# A configuration file that its owner changed stays as it is, and dpkg asks nobody.
-_NO_QUESTIONS = ("-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold")
+# apt downloads as the user _apt, who has to get into the directory. The hooks of 'update' would write elsewhere.
+_STATE_SCRIPT = """\
+mkdir -p "$1/lists/partial" "$1/cache/archives/partial" && cat >"$1/apt.conf" <<'END'
+#clear APT::Update::Pre-Invoke;
+#clear APT::Update::Post-Invoke;
+#clear APT::Update::Post-Invoke-Success;
+END
+"""
 
-# apt-get exits 0 when a repository could not be reached, unless told to mind.
-UPDATE = ("-o", "APT::Update::Error-Mode=any", "update")
+_PREPARE = """\
+[ -e auto ] || { apt-mark showauto | sort >auto.new && mv auto.new auto; } || exit 1
+"""
 
-HOOKS_OFF = (
-    "#clear APT::Update::Pre-Invoke;\n#clear APT::Update::Post-Invoke;\n#clear APT::Update::Post-Invoke-Success;\n"
-)
-"""apt.conf text without the hooks of 'update', which write elsewhere on the system."""
+# Naming a package on apt-get's command line marks it as wanted by hand, and autoremove would then spare it for ever.
+# An apt-get that was asked to stop ends between two calls of dpkg, and may leave packages that are not configured.
+_FINISH = """\
+apt-mark showauto | sort | comm -23 auto - | xargs -r apt-mark auto
+if [ "$stopped" = yes ] && [ -n "$(dpkg --audit)" ]; then dpkg --force-confdef --force-confold --configure -a; fi
+if [ "$code" -eq 0 ] && [ "$KVM_FLEET_CLEAN" = yes ]; then apt-get clean || code=$?; fi
+"""
+
+# $1: seconds to wait for dpkg's lock.
+_REPAIR = """\
+dpkg --force-confdef --force-confold --configure -a &&
+exec apt-get -y -o "DPkg::Lock::Timeout=$1" -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold \\
+  -f install
+"""
+
+
+@dataclass(frozen=True)
+class Apt:
+    """Debian's and Ubuntu's package manager."""
+
+    name: str = "apt"
+    environment: Mapping[str, str] = field(default_factory=lambda: dict(_ENVIRONMENT))
+    locks: tuple[str, ...] = (
+        "/var/lib/dpkg/lock-frontend",
+        "/var/lib/dpkg/lock",
+        "/var/lib/apt/lists/lock",
+        "/var/cache/apt/archives/lock",
+    )
+    state_script: str = _STATE_SCRIPT
+    records: str = f"dpkg-query -W -f='{RECORDS_FORMAT}'"
+    prepare: str = _PREPARE
+    finish: str = _FINISH
+
+    def refresh(self, shell: Shell, state: str) -> None:
+        # apt-get exits 0 when a repository could not be reached, unless told to mind.
+        arguments = ("apt-get", *private_state(state), "-o", "APT::Update::Error-Mode=any", "update")
+        outcome = shell.run(arguments)
+        if outcome.exit_code != 0:
+            raise explain(Failure("refresh", outcome.exit_code, outcome.stdout + outcome.stderr))
+
+    def simulate(self, shell: Shell, options: UpgradeOptions, state: str) -> Prediction:
+        # Not 'apt-mark showhold', which writes to apt's cache.
+        wants = shell.run(("dpkg-query", "-W", "-f=${db:Status-Want} ${Package}\n")).stdout.splitlines()
+        held = frozenset(line.partition(" ")[2] for line in wants if line.startswith("hold "))
+        everything = self._simulate(shell, full_upgrade(options), state)
+        found = everything
+        pins: tuple[str, ...] = ()
+        for _round in range(_EXCLUDING_ROUNDS):
+            unwanted = [change for change in found.changes if change.new and options.excludes(change.name)]
+            if not unwanted:
+                break
+            pins += tuple(pin(change) for change in unwanted)
+            found = self._simulate(shell, (*full_upgrade(options), *pins), state)
+        kept = [*found.kept_back, *_excluded(everything, options)]
+        if options.security_only:
+            kept += [KeptBack(one.name, KeptReason.SECURITY_UNKNOWN) for one in found.changes if one.security is None]
+            found = self._security_updates(shell, found, options, pins, state)
+        room = self._room(shell, found, state) if found.changes else Room()
+        return replace(found, kept_back=_named_once(kept, held), room=room)
+
+    def _security_updates(
+        self, shell: Shell, found: Prediction, options: UpgradeOptions, pins: Sequence[str], state: str
+    ) -> Prediction:
+        if not found.security:
+            return Prediction()
+        return self._simulate(shell, (*selected_upgrade(found.security, options), *pins), state)
+
+    def _simulate(self, shell: Shell, arguments: Sequence[str], state: str) -> Prediction:
+        outcome = shell.run(("apt-get", "--simulate", *private_state(state), *arguments))
+        if outcome.exit_code != 0 or outcome.stdout_truncated:
+            raise explain(Failure("upgrade", outcome.exit_code, outcome.stdout + outcome.stderr))
+        return replace(parse_simulation(outcome.stdout), arguments=tuple(arguments))
+
+    def _room(self, shell: Shell, found: Prediction, state: str) -> Room:
+        new = [f"{_qualified(change)}={change.new}" for change in found.changes if change.new]
+        old = [_qualified(change) for change in found.changes if change.old]
+        offered = shell.run(("apt-cache", *private_state(state), "show", *new)).stdout
+        present = shell.run(("dpkg-query", "-W", "-f=${Installed-Size}\n", *old)).stdout if old else ""
+        return parse_room(offered, present)
+
+    def command(self, prediction: Prediction, options: UpgradeOptions) -> tuple[str, ...]:
+        return ("apt-get", *unattended(options), *prediction.arguments)
+
+    def repair(self, options: UpgradeOptions) -> tuple[str, ...]:
+        return ("/bin/sh", "-c", _REPAIR, "sh", f"{options.lock_timeout:g}")
+
+    def parse_records(self, lines: Iterable[str]) -> Installed:
+        """A package whose files are there counts, even while it waits to be configured or for a trigger; one that is
+        not installed, or of which only configuration files are left, does not.
+        """
+        fields = [line.split("\t") for line in lines]
+        absent = ("not-installed", "config-files")
+        return installed((one[0], one[1], one[2]) for one in fields if len(one) == 4 and one[3] not in absent)
+
+    def progress(self, status: Sequence[str], log: Sequence[str]) -> Progress:  # noqa: ARG002 - what others need
+        return parse_progress(status)
+
+    def explain(self, failure: Failure) -> FleetError:
+        return explain(failure)
 
 
 def private_state(directory: str) -> tuple[str, ...]:
-    """Options that keep all that 'update' and a simulation write in a directory, which holds HOOKS_OFF as apt.conf."""
+    """Options that keep all that 'update' and a simulation write in a directory; none without one."""
+    if not directory:
+        return ()
     return (
         "-c",
         f"{directory}/apt.conf",
@@ -52,35 +180,41 @@ def private_state(directory: str) -> tuple[str, ...]:
     )
 
 
-def full_upgrade(*, autoremove: bool) -> tuple[str, ...]:
+def full_upgrade(options: UpgradeOptions) -> tuple[str, ...]:
     """Arguments that upgrade everything, new dependencies included, as a new kernel needs them."""
-    return ("--with-new-pkgs", *(("--autoremove",) if autoremove else ()), "upgrade")
+    return ("--with-new-pkgs", *_autoremove(options), "upgrade")
 
 
-def selected_upgrade(changes: Iterable[PackageChange], *, autoremove: bool) -> tuple[str, ...]:
+def selected_upgrade(changes: Iterable[PackageChange], options: UpgradeOptions) -> tuple[str, ...]:
     """Arguments that upgrade just these packages to just these versions, and what they depend on.
 
     apt-get has no option for security updates only, so they are selected by where their versions come from.
     """
     wanted = [f"{_qualified(change)}={change.new}" for change in changes if change.old and change.new]
-    return (*(("--autoremove",) if autoremove else ()), "install", "--only-upgrade", *wanted)
+    return (*_autoremove(options), "install", "--only-upgrade", *wanted)
 
 
-def unattended(lock_timeout: float) -> tuple[str, ...]:
+def _autoremove(options: UpgradeOptions) -> tuple[str, ...]:
+    return ("--autoremove",) if options.autoremove else ()
+
+
+def pin(change: PackageChange) -> str:
+    """An argument of 'upgrade' by which a package stays as it is: at its old version, or not installed."""
+    return f"{_qualified(change)}={change.old}" if change.old else f"{_qualified(change)}-"
+
+
+def unattended(options: UpgradeOptions) -> tuple[str, ...]:
     """Options for a run that nobody watches.
 
-    dpkg's lock is waited for inside apt, for so many seconds. How far it has come goes to file descriptor 3.
+    dpkg's lock is waited for inside apt. How far it has come goes to file descriptor 3. Of configuration files that
+    both their owner and the new package have changed, dpkg asks nobody.
     """
     plain_log = ("-q", "-o", "Dpkg::Use-Pty=0")  # no percentages that overwrite each other
-    return ("-y", *plain_log, "-o", f"DPkg::Lock::Timeout={lock_timeout:g}", "-o", "APT::Status-Fd=3", *_NO_QUESTIONS)
-
-
-# $1: seconds to wait for dpkg's lock.
-REPAIR = """\
-dpkg --force-confdef --force-confold --configure -a &&
-apt-get -y -o "DPkg::Lock::Timeout=$1" -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold -f install
-"""
-"""A script that finishes what an interrupted package operation has left half done."""
+    theirs = "--force-confnew" if options.conffiles == "replace" else "--force-confold"
+    return (
+        *("-y", *plain_log, "-o", f"DPkg::Lock::Timeout={options.lock_timeout:g}", "-o", "APT::Status-Fd=3"),
+        *("-o", "Dpkg::Options::=--force-confdef", "-o", f"Dpkg::Options::={theirs}"),
+    )
 
 
 def _qualified(change: PackageChange) -> str:
@@ -88,22 +222,38 @@ def _qualified(change: PackageChange) -> str:
     return change.name if change.arch in ("", "all") else f"{change.name}:{change.arch}"
 
 
+def _excluded(everything: Prediction, options: UpgradeOptions) -> list[KeptBack]:
+    excluded = [change.name for change in everything.changes if change.new and options.excludes(change.name)]
+    return [KeptBack(name, KeptReason.EXCLUDED) for name in excluded]
+
+
+def _named_once(kept: Iterable[KeptBack], held: frozenset[str]) -> tuple[KeptBack, ...]:
+    """Each package with the first reason that was found for it; on hold is the better reason than dependencies."""
+    reasons: dict[str, KeptReason] = {}
+    for one in kept:
+        reason = KeptReason.HELD if one.name in held and one.reason is KeptReason.DEPENDENCIES else one.reason
+        reasons.setdefault(one.name, reason)
+    return tuple(KeptBack(name, reason) for name, reason in reasons.items())
+
+
 _INSTALL = re.compile(r"Inst (\S+) (?:\[([^\]]+)\] )?\((\S+) (.*?)\s*\[([^\]]+)\]\)")
 _REMOVE = re.compile(r"(?:Remv|Purg) (\S+) \[([^\]]+)\]")
-_KEPT_BACK = (
-    "The following packages have been kept back:",
-    "The following upgrades have been deferred due to phasing:",  # Ubuntu, from apt 2.4 on
-)
+_KEPT_BACK = {
+    "The following packages have been kept back:": KeptReason.DEPENDENCIES,
+    # Ubuntu, from apt 2.4 on
+    "The following upgrades have been deferred due to phasing:": KeptReason.PHASED,
+}
 
 
 def parse_simulation(output: str) -> Prediction:
-    """Read what ``apt-get --simulate`` prints in the C locale."""
-    changes, kept_back, in_kept_back = [], [], False
+    """Read what ``apt-get --simulate`` prints."""
+    changes, kept_back = [], []
+    reason = None
     for line in output.splitlines():
-        if in_kept_back and line.startswith("  "):
-            kept_back += line.split()
+        if reason and line.startswith("  "):
+            kept_back += [KeptBack(name, reason) for name in line.split()]
             continue
-        in_kept_back = line in _KEPT_BACK
+        reason = _KEPT_BACK.get(line)
         install, remove = _INSTALL.match(line), _REMOVE.match(line)
         if install:
             name, old, new, origins, arch = install.groups()
@@ -119,33 +269,55 @@ def _bare(name: str) -> str:
     return name.partition(":")[0]
 
 
-def is_security(origins: str) -> bool:
+def is_security(origins: str) -> bool | None:
     """Whether one of a version's origins, such as ``Debian-Security:12/stable-security``, is a security archive.
 
-    Debian's is told by its label, Ubuntu's and the derivatives' by the suffix of the archive's name.
+    Debian's is told by its label, Ubuntu's and the derivatives' by the suffix of the archive's name. Of an archive
+    whose label is neither distribution's, nobody can tell: it may bring security updates among others.
     """
-    return any(
-        origin.partition(":")[0] == "Debian-Security" or origin.endswith("-security")
-        for origin in (part.strip() for part in origins.split(","))
-    )
+    archives = [part.strip() for part in origins.split(",")]
+    labels = [archive.partition(":")[0] for archive in archives]
+    if "Debian-Security" in labels or any(archive.endswith("-security") for archive in archives):
+        return True
+    return False if any(label in ("Debian", "Debian Backports", "Ubuntu") for label in labels) else None
 
 
-RECORDS_FORMAT = "${Package}\\t${Architecture}\\t${Version}\\t${db:Status-Status}\\n"
-"""For ``dpkg-query -W -f``: the format that parse_records reads."""
+_FIELD = re.compile(r"^(Size|Installed-Size): (\d+)$", re.MULTILINE)
 
 
-def parse_records(lines: Iterable[str]) -> dict[tuple[str, str], str]:
-    """Read dpkg's own records into versions by name and architecture.
+def parse_room(offered: str, present: str) -> Room:
+    """How much room an upgrade needs, from ``apt-cache show`` of the new versions and the KiB that the old ones use.
 
-    A package whose files are there counts, even while it waits to be configured or for a trigger; one that is not
-    installed, or of which only configuration files are left, does not.
+    dpkg unpacks a package beside its old files, and then removes those: what is needed beyond the growth is the room of
+    the largest package.
     """
-    records = {}
-    for line in lines:
-        fields = line.split("\t")
-        if len(fields) == 4 and fields[3] not in ("not-installed", "config-files"):
-            records[(fields[0], fields[1])] = fields[2]
-    return records
+    sizes: dict[str, list[int]] = {"Size": [], "Installed-Size": []}
+    for key, value in _FIELD.findall(offered):
+        sizes[key].append(int(value))
+    new = sizes["Installed-Size"]
+    old = [int(line) for line in present.split() if line.isdigit()]
+    growth = max(0, sum(new) - sum(old))
+    return Room(download=sum(sizes["Size"]), unpacked=(growth + max(new, default=0)) * 1024)
+
+
+_STATUS = re.compile(r"(pmstatus|dlstatus):([^:]*):([0-9.]+):(.*)")
+
+
+def parse_progress(status: Sequence[str]) -> Progress:
+    """Read apt's status lines, such as ``pmstatus:bash:42.8:Unpacking bash (amd64)``; the last one counts.
+
+    What a download's line names is no package but a number.
+    """
+    for line in reversed(status):
+        found = _STATUS.fullmatch(line)
+        if found:
+            kind, package, percent, activity = found.groups()
+            try:
+                share = min(100, int(float(percent)))
+            except ValueError:
+                continue
+            return Progress(share, _bare(package) if kind == "pmstatus" else "", activity)
+    return Progress()
 
 
 # Only an error tells that the lock was not got: a line without 'E:' says that apt waited for it, maybe with success.
@@ -156,46 +328,102 @@ _HOLDER = re.compile(
     r"Could not get lock (\S+?)\.?(?: It is held by process (\d+) \(([^)]*)\))?(?:\.\.\.| - .*)?$", re.MULTILINE
 )
 _BROKEN_PACKAGE = re.compile(r"dpkg: error processing (?:package|archive) (\S+)")
-
-
-class Failure(NamedTuple):
-    """What apt was doing when it failed, and what it printed."""
-
-    action: str
-    exit_code: int | None
-    output: str
+_SCRIPT_FAILED = re.compile(r"^.*(?:pre|post)-(?:installation|removal) script subprocess.*$", re.MULTILINE)
+_DISK_FULL = re.compile(r"No space left on device|You don't have enough free space in (\S+?)\.?$", re.MULTILINE)
+_CONFLICT = re.compile(r"unmet dependencies|held broken packages|Unable to correct problems|pkgProblemResolver")
+_UNTRUSTED = re.compile(
+    r"NO_PUBKEY|EXPKEYSIG|KEYEXPIRED|REVKEYSIG|BADSIG|signatures? (?:were|was) invalid|signatures couldn't be verified"
+    r"|is not signed|is not valid yet|is expired|certificate|Hash Sum mismatch"
+)
+_UNREACHABLE = re.compile(
+    r"Could not resolve|Temporary failure resolving|Could not connect|Connection (?:failed|refused|timed out)"
+    r"|Unable to connect|Failed to fetch|Some index files failed to download|(?:no longer|not) have a Release file"
+)
 
 
 def explain(failure: Failure) -> FleetError:
-    """The typed error behind a failed apt-get, from its output in the C locale."""
-    evidence: dict[str, object] = {"exit_code": failure.exit_code, "output": list(last_lines(failure.output))}
-    if _LOCKED.search(failure.output):
-        path, pid, program = ([*_HOLDER.findall(failure.output), ("the package manager", "", "")])[0]
-        holder = f" by process {pid} ({program})" if pid else ""
-        return PackageManagerLocked(
-            f"{path} is locked{holder} in the guest",
-            remedy="Let the other package manager finish and run again; more or longer retries wait for it "
-            "(lock_retries, lock_delay).",
-            evidence={**evidence, "lock": path, "holder_pid": pid or None, "holder": program or None},
-        )
-    if "dpkg was interrupted" in failure.output:
+    """The typed error behind a failed apt-get."""
+    output = failure.output
+    evidence: dict[str, object] = {"exit_code": failure.exit_code, "output": list(last_lines(output))}
+    if _LOCKED.search(output):
+        return _explain_lock(output, evidence)
+    if "dpkg was interrupted" in output:
         return PackageStateInterrupted(
             "an earlier package operation in the guest was interrupted",
             remedy="Run 'dpkg --configure -a' in the guest, then run again.",
             evidence=evidence,
         )
-    if failure.action == "update":
-        return PackageListsFailed(
-            f"apt-get update failed in the guest: {_first_error(failure.output)}",
-            remedy="See that the guest reaches its repositories and trusts their keys.",
+    first = _first_error(output)
+    if _DISK_FULL.search(output):
+        return DiskFull(
+            f"a file system of the guest is full: {first}",
+            remedy="Make room in the guest ('apt-get clean', old kernels, logs) and run again; what is half done is "
+            "repaired first.",
             evidence=evidence,
         )
-    broken = sorted({_package_of(found) for found in _BROKEN_PACKAGE.findall(failure.output)})
+    if failure.action == "refresh":
+        return _explain_refresh(output, first, evidence)
+    return _explain_upgrade(output, first, evidence)
+
+
+def _explain_lock(output: str, evidence: Mapping[str, object]) -> FleetError:
+    path, pid, program = ([*_HOLDER.findall(output), ("the package manager", "", "")])[0]
+    holder = f" by process {pid} ({program})" if pid else ""
+    return PackageManagerLocked(
+        f"{path} is locked{holder} in the guest",
+        remedy="Let the other package manager finish and run again; more or longer retries wait for it "
+        "(lock_retries, lock_delay).",
+        evidence={**evidence, "lock": path, "holder_pid": int(pid) if pid else None, "holder": program or None},
+    )
+
+
+def _explain_upgrade(output: str, first: str, evidence: Mapping[str, object]) -> FleetError:
+    broken = sorted({_package_of(found) for found in _BROKEN_PACKAGE.findall(output)})
+    script = _SCRIPT_FAILED.search(output)
     culprit = f" at {', '.join(broken)}" if broken else ""
+    remedy = "Mend the package in the guest ('apt-get -f install', 'dpkg --configure -a'), or revert the snapshot."
+    if broken and script:
+        return MaintainerScriptFailed(
+            f"a maintainer script failed in the guest{culprit}: {script.group().strip()}",
+            remedy=remedy,
+            evidence={**evidence, "packages": broken},
+        )
+    if not broken and _CONFLICT.search(output):
+        return DependencyConflict(
+            f"the dependencies of the guest's packages cannot be satisfied: {first}",
+            remedy="See 'apt-get --simulate upgrade' in the guest; exclude, hold or mend the package that it names.",
+            evidence=evidence,
+        )
+    if not broken and _UNREACHABLE.search(output):
+        return _unreachable(first, evidence)
     return UpgradeFailed(
-        f"apt-get {failure.action} failed in the guest{culprit}: {_first_error(failure.output)}",
-        remedy="Mend the package in the guest ('apt-get -f install', 'dpkg --configure -a'), or revert the snapshot.",
+        f"apt-get upgrade failed in the guest{culprit}: {first}",
+        remedy=remedy,
         evidence={**evidence, "packages": broken},
+    )
+
+
+def _explain_refresh(output: str, first: str, evidence: Mapping[str, object]) -> FleetError:
+    if _UNTRUSTED.search(output):
+        return RepositoryUntrusted(
+            f"the guest does not trust one of its repositories: {first}",
+            remedy="Renew the repository's key in the guest, and see that the guest's clock is right.",
+            evidence=evidence,
+        )
+    if _UNREACHABLE.search(output):
+        return _unreachable(first, evidence)
+    return PackageListsFailed(
+        f"apt-get update failed in the guest: {first}",
+        remedy="See that the guest reaches its repositories and trusts their keys.",
+        evidence=evidence,
+    )
+
+
+def _unreachable(first: str, evidence: Mapping[str, object]) -> FleetError:
+    return RepositoryUnreachable(
+        f"the guest does not reach one of its repositories: {first}",
+        remedy="See the guest's network, name service and proxy, and that the repository is still there.",
+        evidence=evidence,
     )
 
 

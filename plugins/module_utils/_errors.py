@@ -204,6 +204,43 @@ class PackageListsFailed(FleetError):
     transient = True
 
 
+class RepositoryUnreachable(FleetError):
+    """The guest does not reach one of its repositories, or the repository is gone."""
+
+    error_code = "repository_unreachable"
+    transient = True
+
+
+class RepositoryUntrusted(FleetError):
+    """A repository's signature, key or certificate is missing, wrong or expired."""
+
+    error_code = "repository_untrusted"
+
+
+class DiskFull(FleetError):
+    """A file system of the guest has not the room that the upgrade needs."""
+
+    error_code = "disk_full"
+
+
+class DependencyConflict(FleetError):
+    """The package manager finds no way to satisfy all dependencies."""
+
+    error_code = "dependency_conflict"
+
+
+class MaintainerScriptFailed(FleetError):
+    """A script that a package brings along failed; the package is not fully installed."""
+
+    error_code = "maintainer_script_failed"
+
+
+class SelinuxDenied(FleetError):
+    """SELinux does not let the guest agent manage packages."""
+
+    error_code = "selinux_denied"
+
+
 class UpgradeFailed(FleetError):
     """The package manager ended with an error."""
 
@@ -227,12 +264,6 @@ class UpgradeInterrupted(FleetError):
     """The upgrade's unit is gone and left no result."""
 
     error_code = "upgrade_interrupted"
-
-
-class DiskFull(FleetError):
-    """A file system of the guest has no room for what has to be written."""
-
-    error_code = "disk_full"
 
 
 class GuestUnsupported(FleetError):

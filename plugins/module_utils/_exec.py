@@ -175,13 +175,16 @@ def failure_of(outcome: Outcome) -> FleetError | None:
 
 
 def output_of(agent: GuestAgent, command: Command) -> str:
-    """All that a command which has to succeed writes to standard output. Raises CommandFailed and CommandKilled."""
+    """All that a command which has to succeed writes to standard output. Raises CommandFailed and CommandKilled.
+
+    The command is run again while the agent is away, for as long as its patience lasts: it has to be one that may.
+    """
     return _decode(raw_output_of(agent, command))
 
 
 def raw_output_of(agent: GuestAgent, command: Command) -> bytes:
     """The same as bytes, for who counts them."""
-    finished = _run_to_its_end(agent, command)
+    finished = agent.patiently(lambda: _run_to_its_end(agent, command))
     outcome = _outcome(finished, command.max_output)
     error = failure_of(outcome)
     if error:

@@ -33,6 +33,7 @@ class RebootState:
 
     required: bool
     reasons: tuple[str, ...]
+    services: tuple[str, ...] = ()
 
 
 def reboot_state(agent: GuestAgent) -> RebootState:

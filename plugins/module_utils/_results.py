@@ -13,7 +13,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._clock import timestamp
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import SnapshotRecord
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation
-from ansible_collections.kvm.fleet.plugins.module_utils._packages import PackageChange
+from ansible_collections.kvm.fleet.plugins.module_utils._packages import KeptBack, PackageChange
 from ansible_collections.kvm.fleet.plugins.module_utils._power import PowerReport
 from ansible_collections.kvm.fleet.plugins.module_utils._proc import QemuProcess
 
@@ -76,3 +76,7 @@ def power(report: PowerReport) -> dict[str, Any]:
 
 def change(package: PackageChange) -> dict[str, Any]:
     return dataclasses.asdict(package)
+
+
+def kept_back(package: KeptBack) -> dict[str, Any]:
+    return {"name": package.name, "reason": package.reason.value}

@@ -6,22 +6,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import base64
+import json
+import random
+import uuid
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _apt, _job
+from ansible_collections.kvm.fleet.plugins.module_utils import _job
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
-from ansible_collections.kvm.fleet.plugins.module_utils._clock import Clock, pause
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import Clock, Deadline, pause
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     FleetError,
     GuestUnsupported,
-    InvalidRequest,
     PackageManagerLocked,
-    PackageManagerUnknown,
     PackageStateInterrupted,
-    UpgradeFailed,
     UpgradeInterrupted,
+    UpgradeTimeout,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._exec import (
     MAX_OUTPUT,
@@ -30,66 +33,44 @@ from ansible_collections.kvm.fleet.plugins.module_utils._exec import (
     run_command,
     shell_script,
 )
-from ansible_collections.kvm.fleet.plugins.module_utils._job import JobState
-from ansible_collections.kvm.fleet.plugins.module_utils._packages import PackageChange, Prediction, changes_between
+from ansible_collections.kvm.fleet.plugins.module_utils._job import Job, JobLook, JobState
+from ansible_collections.kvm.fleet.plugins.module_utils._locks import Holder, holders
+from ansible_collections.kvm.fleet.plugins.module_utils._manager import (
+    Failure,
+    PackageManager,
+    Progress,
+    Shell,
+    UpgradeOptions,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._packages import (
+    KeptBack,
+    KeptReason,
+    PackageChange,
+    Prediction,
+    changes_between,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._room import require_room
+
+STOP_TIMEOUT = 600
+"""Seconds that the package manager has to end by itself after it was asked to: the transaction that it is in."""
+
+_UPGRADE, _REPAIR = "upgrade", "repair"
+
+_RANDOM = random.SystemRandom()
 
 
 @dataclass(frozen=True)
-class UpgradeOptions:
-    """How to upgrade. ``timeout`` is for the upgrade itself and ``lock_delay`` between two tries, both in seconds."""
+class Guest:
+    """Whose packages are upgraded: the agent that reaches it, the clock, its package manager."""
 
-    security_only: bool = False
-    autoremove: bool = False
-    clean: bool = False
-    lock_retries: int = 3
-    lock_delay: float = 30
-    timeout: float = 1800
+    agent: GuestAgent
+    clock: Clock
+    manager: PackageManager
 
     @property
-    def lock_timeout(self) -> float:
-        """Seconds to wait for a lock altogether."""
-        return self.lock_retries * self.lock_delay
-
-    def check(self) -> None:
-        """Raise InvalidRequest for numbers that cannot be meant."""
-        if self.timeout <= 0 or self.lock_retries < 0 or self.lock_delay < 0:
-            raise InvalidRequest(
-                f"a timeout of {self.timeout:g} s, or {self.lock_retries} retries {self.lock_delay:g} s apart, cannot "
-                "be meant",
-                remedy="Give a timeout above zero, and retries and a delay of zero or more.",
-            )
-
-
-REFRESH_TIMEOUT = 600
-"""Seconds that refreshing the package lists may take; simulating has to end within it as well."""
-
-
-def require_package_manager(agent: GuestAgent) -> None:
-    """Raise PackageManagerUnknown unless the guest has apt."""
-    look = 'command -v apt-get && command -v dpkg-query && exit 0; . /etc/os-release; echo "$ID"; exit 1'
-    outcome = run_command(agent, shell_script(look, timeout=60))
-    if outcome.exit_code != 0:
-        system = outcome.stdout.strip() or "unknown"
-        raise PackageManagerUnknown(
-            f"the guest (os-release: {system}) has no package manager that is known here; apt is",
-            remedy="Upgrade this guest by other means; skip its packages with upgrade_packages: false.",
-        )
-
-
-def predict(agent: GuestAgent, clock: Clock, options: UpgradeOptions, *, keep_lists: bool) -> Prediction:
-    """What an upgrade would do now, by fresh package lists.
-
-    With ``keep_lists`` the guest's own lists stay as they are: fresh ones are fetched into a directory that is removed
-    again. Raises PackageManagerLocked after all retries, PackageListsFailed, PackageStateInterrupted and UpgradeFailed.
-    """
-    with _private_state(agent) if keep_lists else _own_state() as state:
-        _retry_while_locked(agent, clock, (*state, *_apt.UPDATE), options)
-        everything = _simulate(agent, (*state, *_apt.full_upgrade(autoremove=options.autoremove)))
-        if not options.security_only:
-            return everything
-        if not everything.security:
-            return Prediction(())
-        return _simulate(agent, (*state, *_apt.selected_upgrade(everything.security, autoremove=options.autoremove)))
+    def shell(self) -> Shell:
+        """Where the package manager's short commands run."""
+        return Shell(self.agent, self.manager.environment)
 
 
 @dataclass(frozen=True)
@@ -100,139 +81,363 @@ class Preview:
     unfinished: JobState
 
 
-def preview(agent: GuestAgent, clock: Clock, options: UpgradeOptions) -> Preview:
-    """Look ahead without changing anything. Raises what ``predict`` raises.
+@dataclass(frozen=True)
+class Upgraded:
+    """What an upgrade came to. ``config_files`` are those that it left beside others for a person to compare."""
+
+    changes: tuple[PackageChange, ...] = ()
+    kept_back: tuple[KeptBack, ...] = ()
+    config_files: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Underway:
+    """An upgrade that still runs, ``elapsed`` seconds after it began."""
+
+    progress: Progress
+    elapsed: float
+
+
+# --- looking ahead -------------------------------------------------------------------------------
+
+
+def preview(guest: Guest, options: UpgradeOptions) -> Preview:
+    """Look ahead without changing anything, not even the guest's package lists.
 
     While an earlier upgrade still runs, or has to be repaired first, nobody can tell what will be left to do after it.
+    Raises what ``predict`` raises, and PackageManagerLocked where an upgrade would meet a lock.
     """
-    unfinished = _job.look(agent).state
-    if unfinished in _job.UNFINISHED:
-        return Preview(Prediction(()), unfinished)
+    unfinished = _job.look(guest.agent).state
+    if unfinished is JobState.RUNNING:
+        return Preview(Prediction(), unfinished)
+    _patiently(guest, options, lambda: _require_no_lock(guest))
     try:
-        return Preview(predict(agent, clock, options, keep_lists=True), unfinished)
+        with _private_state(guest) as state:
+            return Preview(predict(guest, options, state), unfinished)
     except PackageStateInterrupted:
-        return Preview(Prediction(()), JobState.CUT_OFF)
+        return Preview(Prediction(), JobState.CUT_OFF)
 
 
-def upgrade(agent: GuestAgent, clock: Clock, options: UpgradeOptions) -> Prediction:
-    """Upgrade, and return what changed, by dpkg's own records, and what was kept back.
+def predict(guest: Guest, options: UpgradeOptions, state: str = "") -> Prediction:
+    """What an upgrade would do now, by fresh package lists, which are written to ``state`` if it is given.
+
+    Raises DiskFull for an upgrade that the guest has no room for, PackageManagerLocked after all retries, and what else
+    the package manager's failures are explained as.
+    """
+    _patiently(guest, options, lambda: guest.manager.refresh(guest.shell, state))
+    prediction = guest.manager.simulate(guest.shell, options, state)
+    require_room(guest.agent, prediction)
+    return prediction
+
+
+def _require_no_lock(guest: Guest) -> None:
+    found = holders(guest.agent, guest.manager.locks)
+    if found:
+        raise PackageManagerLocked(
+            f"{found[0].lock} is locked in the guest",
+            remedy="Let the other package manager finish and run again; more or longer retries wait for it "
+            "(lock_retries, lock_delay).",
+        )
+
+
+def _patiently(guest: Guest, options: UpgradeOptions, attempt: Callable[[], None]) -> None:
+    """Try, and try again while a lock is held: at growing intervals, until it was held for as long as the options say.
+
+    The intervals are shortened at random, or guests that met the same lock on shared storage would meet again.
+    """
+    deadline = Deadline(guest.clock, options.lock_timeout)
+    longest = options.lock_delay / 8
+    while True:
+        try:
+            return attempt()
+        except PackageManagerLocked as error:
+            if deadline.passed:
+                raise _naming_the_holder(guest, error, deadline.seconds) from None
+            longest = min(longest * 2, options.lock_delay)
+            pause(guest.clock, min(deadline.remaining, longest * _RANDOM.uniform(0.5, 1)))
+
+
+def _naming_the_holder(guest: Guest, error: PackageManagerLocked, waited: float) -> PackageManagerLocked:
+    found: tuple[Holder, ...] = ()
+    with suppress(FleetError):  # the lock is what the user is told, whoever holds it
+        found = holders(guest.agent, guest.manager.locks)
+    if not found:
+        return error
+    holder = found[0]
+    return PackageManagerLocked(
+        f"{holder.lock} is locked in the guest by process {holder.pid} ({holder.program}), which has been running for "
+        f"{holder.age:.0f} s; it was waited for for {waited:g} s",
+        remedy=error.remedy,
+        evidence={**error.evidence, **{f"holder_{key}": value for key, value in vars(holder).items()}},
+    )
+
+
+# --- upgrading -----------------------------------------------------------------------------------
+
+
+def upgrade(guest: Guest, options: UpgradeOptions) -> Upgraded | Underway:
+    """Upgrade, and return what changed by the package database's own records; or how far it is, after the interval.
 
     What an earlier run has left is brought to an end first: a job that still runs is waited for, one that failed or was
-    cut off is repaired after. What that run changed is part of the result, since nobody else has told it yet.
+    cut off is repaired after. What that run changed is part of the result, since nobody else has told it yet. A later
+    call of the same run goes on where this one has left off.
 
-    Raises what ``predict`` and ``_job`` raise, UpgradeInterrupted, and the typed error behind a failed apt-get, with
-    what had changed by then as evidence. The journal then stays in the guest for the next run.
+    The journal stays in the guest until ``forget``, so that a result which gets lost on its way can be had again.
+    Raises what ``predict`` and ``_job`` raise, UpgradeTimeout, UpgradeInterrupted, and the typed error behind a failed
+    command, with what had changed by then as evidence.
     """
-    left = _job.wait(agent, clock, options.timeout)
-    if left.state is JobState.CUT_OFF or left.exit_code:
-        _repair(agent, clock, options)
     try:
-        prediction = predict(agent, clock, options, keep_lists=False)
-    except PackageStateInterrupted:
-        _repair(agent, clock, options)
-        prediction = predict(agent, clock, options, keep_lists=False)
-    if prediction.changes:
-        security = [change.name for change in prediction.security]
-        _run_job(agent, clock, options, _upgrade_command(prediction, options), security)
-    return Prediction(_finish(agent), prediction.kept_back)
+        return _Work(guest, options).to_the_end()
+    except _StillRunning as still:
+        return still.underway
 
 
-def _upgrade_command(prediction: Prediction, options: UpgradeOptions) -> tuple[str, ...]:
-    if options.security_only:
-        arguments = _apt.selected_upgrade(prediction.security, autoremove=options.autoremove)
-    else:
-        arguments = _apt.full_upgrade(autoremove=options.autoremove)
-    return ("apt-get", *_apt.unattended(options.lock_timeout), *arguments)
+def forget(guest: Guest) -> None:
+    """Remove the journal from the guest, its result being told."""
+    _job.remove(guest.agent)
 
 
-def _repair(agent: GuestAgent, clock: Clock, options: UpgradeOptions) -> None:
-    """Finish what an interrupted package operation has left half done. Raises PackageStateInterrupted if that fails."""
-    try:
-        _run_job(agent, clock, options, ("/bin/sh", "-c", _apt.REPAIR, "sh", f"{options.lock_timeout:g}"), ())
-    except UpgradeFailed as error:
-        raise PackageStateInterrupted(
-            f"an interrupted package operation in the guest could not be repaired: {error.message}",
-            remedy="Finish it in the guest ('dpkg --configure -a', 'apt-get -f install'), or revert a snapshot.",
-            evidence=error.evidence,
-        ) from error
+class _StillRunning(Exception):
+    """The interval has passed, and the job has not ended."""
+
+    def __init__(self, underway: Underway) -> None:
+        super().__init__()
+        self.underway = underway
 
 
-def _run_job(
-    agent: GuestAgent, clock: Clock, options: UpgradeOptions, command: Sequence[str], security: Sequence[str]
-) -> None:
-    """Run a command as the guest's upgrade unit, to its end. Raises the typed error behind its failure."""
-    _job.start(agent, _SCRIPT, ("yes" if options.clean else "no", " ".join(security), *command))
-    ended = _job.wait(agent, clock, options.timeout)
-    if ended.exit_code == 0:
-        return
-    log = _job.tail(agent)
-    if ended.exit_code is None:
-        raise UpgradeInterrupted(
-            "the upgrade's unit is gone from the guest and left no result: it was stopped, or the guest restarted",
-            remedy="Run again: what it left half done is repaired first.",
-            evidence={"journal": _job.JOURNAL, "log": log},
+class _Work:
+    """One call's work on a guest's upgrade."""
+
+    def __init__(self, guest: Guest, options: UpgradeOptions) -> None:
+        self._guest = guest
+        self._options = options
+        self._interval = Deadline(guest.clock, float("inf") if options.interval is None else options.interval)
+        self._status: Sequence[str] = ()
+        self._log: deque[str] = deque(maxlen=200)
+
+    def to_the_end(self) -> Upgraded:
+        """Raises _StillRunning after the interval."""
+        guest, options = self._guest, self._options
+        found = self._follow(_job.look(guest.agent))
+        if found.state is not JobState.NONE:
+            kind = "".join(_job.read(guest.agent, "kind")["kind"])
+            well = found.state is JobState.ENDED and found.exit_code == 0
+            ours = bool(options.run) and found.run == options.run
+            if ours and not well:
+                raise self._failure(found, kind)
+            if ours and kind == _UPGRADE and not found.stopping:
+                return _result(guest, ())
+            if not well:
+                self._repair()
+        try:
+            prediction = predict(guest, options)
+        except PackageStateInterrupted:
+            self._repair()
+            prediction = predict(guest, options)
+        if prediction.changes:
+            self._run(_UPGRADE, guest.manager.command(prediction, options), prediction)
+        return _result(guest, prediction.kept_back)
+
+    def _repair(self) -> None:
+        """Finish what an interrupted package operation has left half done."""
+        self._run(_REPAIR, self._guest.manager.repair(self._options), Prediction())
+
+    def _run(self, kind: str, command: Sequence[str], prediction: Prediction) -> None:
+        """Run a command as the guest's upgrade job, to its end. Raises the typed error behind its failure."""
+        _job.start(self._guest.agent, _job_of(self._guest.manager, self._options, kind, command, prediction))
+        ended = self._follow(_job.look(self._guest.agent))
+        if ended.exit_code != 0:
+            raise self._failure(ended, kind)
+
+    def _follow(self, look: JobLook) -> JobLook:
+        """The first look that finds the job not running. Raises _StillRunning, and UpgradeTimeout at the deadline."""
+        while look.state is JobState.RUNNING:
+            elapsed = look.elapsed or 0.0
+            if elapsed >= self._options.timeout:
+                return self._stop(elapsed)
+            if self._interval.passed:
+                raise _StillRunning(Underway(self._progress(), elapsed))
+            patience = min(self._interval.remaining, self._options.timeout - elapsed)
+            look = _job.wait(self._guest.agent, self._guest.clock, patience, self._take_note)
+        return look
+
+    def _take_note(self, look: JobLook) -> None:
+        self._status = look.progress or self._status
+        self._log.extend(look.log)
+
+    def _progress(self) -> Progress:
+        return self._guest.manager.progress(self._status, tuple(self._log))
+
+    def _stop(self, elapsed: float) -> JobLook:
+        """Have the package manager end after what it is doing now. Raises UpgradeTimeout, which says how far it came,
+        unless all was done by then: exit code 0 alone does not say so of an apt-get that was asked to stop.
+        """
+        agent = self._guest.agent
+        _job.stop(agent)
+        found = _job.wait(agent, self._guest.clock, STOP_TIMEOUT, self._take_note)
+        if found.exit_code == 0 and not predict(self._guest, self._options).changes:
+            return found
+        progress = self._progress()
+        percent = "" if progress.percent is None else f"{progress.percent} %, "
+        if found.state is JobState.RUNNING:
+            what = f"was asked to stop and has not ended {STOP_TIMEOUT} s later; it goes on in the guest"
+            remedy = "Run again: it will wait for this upgrade to end, and then go on."
+        else:
+            what = "was stopped between two steps, and what was half done was finished"
+            remedy = "Run again, with a longer timeout: it will go on with the packages that are left."
+        changes = _changes(self._guest)
+        evidence = {
+            "journal": _job.JOURNAL,
+            "stopped": found.state is not JobState.RUNNING,
+            "percent": progress.percent,
+            "activity": progress.activity,
+            "changes": [vars(change) for change in changes],
+            "output": _job.tail(agent, 20),
+        }
+        raise UpgradeTimeout(
+            f"the upgrade had not ended after {elapsed:.0f} s (it was last at: {percent}"
+            f"{progress.activity or 'nothing that it told'}; packages done: {len(changes)}); it {what}",
+            remedy=remedy,
+            evidence=evidence,
         )
-    error = _apt.explain(_apt.Failure("upgrade", ended.exit_code, "\n".join(log)))
-    error.evidence["journal"] = _job.JOURNAL
-    error.evidence["changes"] = [vars(change) for change in _changes(agent)]
-    raise error
+
+    def _failure(self, ended: JobLook, kind: str) -> FleetError:
+        """The typed error behind a job that did not end well."""
+        log = _job.tail(self._guest.agent)
+        if ended.exit_code is None:
+            return UpgradeInterrupted(
+                "the upgrade is gone from the guest and left no result: it was killed, or the guest restarted",
+                remedy="Run again: what it left half done is repaired first.",
+                evidence={"journal": _job.JOURNAL, "output": log},
+            )
+        error = self._guest.manager.explain(Failure("upgrade", ended.exit_code, "\n".join(log)))
+        error.evidence["journal"] = _job.JOURNAL
+        error.evidence["changes"] = [vars(change) for change in _changes(self._guest)]
+        if kind != _REPAIR:
+            return error
+        return PackageStateInterrupted(
+            f"an interrupted package operation in the guest could not be repaired: {error.message}",
+            remedy=f"{error.remedy} Or revert a snapshot.",
+            evidence=error.evidence,
+        )
 
 
-def _finish(agent: GuestAgent) -> tuple[PackageChange, ...]:
-    """What has changed since the journal was begun; then the journal is removed, its result being told."""
-    changes = _changes(agent)
-    output_of(agent, Command(("rm", "-rf", "--", _job.JOURNAL), timeout=_job.STEP_TIMEOUT))
-    return changes
+# --- the job and its journal ---------------------------------------------------------------------
 
+# 'before' is written once, before anything changes, and compared with in the end whatever the number of jobs; the
+# predictions are those of all of them.
+_PREPARE = """\
+rm -f after review
+[ -e before ] || { {records} >before.new && sync before.new && mv before.new before; } || exit 1
+base64 -d >>predictions <<'END' || exit 1
+{prediction}
+END
+echo {kind} >kind
+{prepare}"""
 
-def _changes(agent: GuestAgent) -> tuple[PackageChange, ...]:
-    """From the journal's 'before' to dpkg's records of this moment; nothing where no journal was begun."""
-    files = _job.read(agent, "before", "security")
-    if not files["before"]:
-        return ()
-    query = Command(("dpkg-query", "-W", f"-f={_apt.RECORDS_FORMAT}"), timeout=60, max_output=MAX_OUTPUT)
-    now = _apt.parse_records(output_of(agent, query).split("\n"))
-    return changes_between(_apt.parse_records(files["before"]), now, set(files["security"]))
-
-
-# $1: the journal, $2: 'yes' to empty the package cache afterwards, $3: names of security updates; the rest is the
-# command. 'auto' and 'before' are written once, before anything changes, and 'exit' last. What
-# others rely on is renamed into place, so that what is there is whole however the guest went down.
-_SCRIPT = f"""\
-cd "$1" || exit 1
-clean=$2 security=$3; shift 3
-export {" ".join(f"{name}={value}" for name, value in _apt.ENVIRONMENT.items())}
-if [ ! -e before ]; then
-  apt-mark showauto | sort >auto || exit 1
-  dpkg-query -W -f='{_apt.RECORDS_FORMAT}' >before.new && sync before.new && mv before.new before || exit 1
-fi
-for name in $security; do echo "$name"; done >>security
-"$@" >log 2>&1 </dev/null 3>progress
-code=$?
-# Naming a package on apt-get's command line marks it as wanted by hand, and autoremove would then spare it for ever.
-apt-mark showauto | sort | comm -23 auto - | xargs -r apt-mark auto >>log 2>&1
-if [ "$code" -eq 0 ] && [ "$clean" = yes ]; then apt-get clean >>log 2>&1; code=$?; fi
-sync
-echo "$code" >exit.new && sync exit.new && mv exit.new exit
+# A configuration file that was put beside another is newer than 'before' by the time of its last change of any kind;
+# the time that its content has is that of its package.
+_FINISH = """\
+{finish}
+{records} >after.new && sync after.new && mv after.new after
+find /etc -xdev -type f -cnewer before {review} -print >review 2>/dev/null
 """
 
-
-@contextmanager
-def _own_state() -> Iterator[tuple[str, ...]]:
-    """apt's options for working on the guest's own package lists: none."""
-    yield ()
+_LEFT_FOR_REVIEW = ("*.dpkg-dist", "*.dpkg-old", "*.ucf-dist", "*.rpmnew", "*.rpmsave")
 
 
-@contextmanager
-def _private_state(agent: GuestAgent) -> Iterator[tuple[str, ...]]:
-    """apt's options for working in a directory of its own, which is there for as long as the context lasts."""
-    # apt downloads as the user _apt, who has to get into the directory.
-    make = (
-        'directory=$(mktemp -d /var/tmp/kvm-fleet.XXXXXXXX) && chmod 755 "$directory" && '
-        'mkdir -p "$directory/lists/partial" "$directory/cache/archives/partial" && '
-        'printf %s "$1" >"$directory/apt.conf" && echo "$directory"'
+def _job_of(
+    manager: PackageManager, options: UpgradeOptions, kind: str, command: Sequence[str], prediction: Prediction
+) -> Job:
+    told = {
+        "security": [change.name for change in prediction.changes if change.security],
+        "unknown": [change.name for change in prediction.changes if change.security is None],
+        "kept_back": [[kept.name, kept.reason.value] for kept in prediction.kept_back],
+    }
+    # Base64: names of packages, which come from the guest's repositories, must not mean anything to its shell.
+    encoded = base64.encodebytes(f"{json.dumps(told)}\n".encode()).decode("ascii").strip()
+    names = " -o ".join(f"-name '{pattern}'" for pattern in _LEFT_FOR_REVIEW)
+    fill = {
+        "{records}": manager.records,
+        "{prediction}": encoded,
+        "{kind}": kind,
+        "{prepare}": manager.prepare,
+        "{finish}": manager.finish,
+        "{review}": f"'(' {names} ')'",
+    }
+    return Job(
+        run=options.run or uuid.uuid4().hex,
+        prepare=_filled(_PREPARE, fill),
+        command=tuple(command),
+        finish=_filled(_FINISH, fill),
+        environment={
+            **manager.environment,
+            "KVM_FLEET_AUTOREMOVE": "yes" if options.autoremove and kind == _UPGRADE else "no",
+            "KVM_FLEET_CLEAN": "yes" if options.clean and kind == _UPGRADE else "no",
+            "KVM_FLEET_CONFFILES": options.conffiles,
+        },
     )
-    made = run_command(agent, shell_script(make, _apt.HOOKS_OFF, timeout=60))
+
+
+def _filled(text: str, values: Mapping[str, str]) -> str:
+    for name, value in values.items():
+        text = text.replace(name, value)
+    return text
+
+
+def _result(guest: Guest, kept_back: tuple[KeptBack, ...]) -> Upgraded:
+    """What has changed since the journal was begun. ``kept_back`` counts where the journal does not tell it."""
+    journal = _job.read(guest.agent, "before", "after", "predictions", "review")
+    if not journal["before"]:
+        return Upgraded((), kept_back)
+    told = Told.parse(journal["predictions"])
+    return Upgraded(_changes_in(guest, journal, told), kept_back or told.kept_back, tuple(journal["review"]))
+
+
+def _changes(guest: Guest) -> tuple[PackageChange, ...]:
+    """What has changed since the journal was begun; nothing where none was."""
+    journal = _job.read(guest.agent, "before", "after", "predictions")
+    return _changes_in(guest, journal, Told.parse(journal["predictions"])) if journal["before"] else ()
+
+
+def _changes_in(guest: Guest, journal: Mapping[str, list[str]], told: Told) -> tuple[PackageChange, ...]:
+    after = journal["after"]
+    if not after:  # a job that still runs, or was cut off
+        records = shell_script(guest.manager.records, timeout=60)
+        after = output_of(guest.agent, replace(records, max_output=MAX_OUTPUT)).split("\n")
+    parse = guest.manager.parse_records
+    return changes_between(parse(journal["before"]), parse(after), told.security)
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the journal says of all predictions: which updates are security updates, and what was kept back last."""
+
+    security: Mapping[str, bool | None]
+    kept_back: tuple[KeptBack, ...]
+
+    @classmethod
+    def parse(cls, lines: Sequence[str]) -> Told:
+        """Read the journal. What is no prediction, as a line that a crash has cut off, tells nothing."""
+        security: dict[str, bool | None] = {}
+        kept_back: tuple[KeptBack, ...] = ()
+        for line in lines:
+            with suppress(ValueError, KeyError, TypeError):
+                told = json.loads(line)
+                security.update(dict.fromkeys(map(str, told["unknown"]), None))
+                security.update(dict.fromkeys(map(str, told["security"]), True))
+                kept_back = tuple(KeptBack(str(name), KeptReason(reason)) for name, reason in told["kept_back"])
+        return cls(security, kept_back)
+
+
+@contextmanager
+def _private_state(guest: Guest) -> Iterator[str]:
+    """A directory for all that a look ahead writes, which is there for as long as the context lasts."""
+    make = (
+        'directory=$(mktemp -d /var/tmp/kvm-fleet.XXXXXXXX) && chmod 755 "$directory" || exit 1\nset -- "$directory"\n'
+        f'{{ {guest.manager.state_script.strip()}\n}} >&2 && echo "$directory"'
+    )
+    made = run_command(guest.agent, shell_script(make, timeout=60))
     directory = made.stdout.strip()
     if made.exit_code != 0 or not directory.startswith("/var/tmp/kvm-fleet."):
         raise GuestUnsupported(
@@ -241,36 +446,9 @@ def _private_state(agent: GuestAgent) -> Iterator[tuple[str, ...]]:
         )
     remove = Command(("rm", "-rf", "--", directory), timeout=60)
     try:
-        yield _apt.private_state(directory)
+        yield directory
     except FleetError:
         with suppress(FleetError):  # the first cause is the one to tell
-            run_command(agent, remove)
+            run_command(guest.agent, remove)
         raise
-    output_of(agent, remove)
-
-
-def _retry_while_locked(agent: GuestAgent, clock: Clock, arguments: Sequence[str], options: UpgradeOptions) -> None:
-    """Run apt-get; while a lock is held, again after each pause, as often as the options say."""
-    for retries_left in range(options.lock_retries, -1, -1):
-        try:
-            _apt_get(agent, "update", arguments)
-            return
-        except PackageManagerLocked:
-            if not retries_left:
-                raise
-            pause(clock, options.lock_delay)
-
-
-def _simulate(agent: GuestAgent, arguments: Sequence[str]) -> Prediction:
-    return _apt.parse_simulation(_apt_get(agent, "upgrade", ("--simulate", *arguments)))
-
-
-def _apt_get(agent: GuestAgent, action: str, arguments: Sequence[str]) -> str:
-    """Run a short apt-get and return what it printed. Raises the typed error behind its failure."""
-    outcome = run_command(
-        agent,
-        Command(("apt-get", *arguments), environment=_apt.ENVIRONMENT, timeout=REFRESH_TIMEOUT, max_output=MAX_OUTPUT),
-    )
-    if outcome.exit_code != 0 or outcome.stdout_truncated:
-        raise _apt.explain(_apt.Failure(action, outcome.exit_code, outcome.stdout + outcome.stderr))
-    return outcome.stdout
+    output_of(guest.agent, remove)
