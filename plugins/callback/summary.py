@@ -7,12 +7,13 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: summary
 type: aggregate
-short_description: Summarize at its end what a run did to each guest
+short_description: Tell how far a run is, and at its end what it did to each guest
 version_added: 0.1.0
 author:
   - Contributors to kvm.fleet (@kvm-fleet)
 description:
-  - Prints one paragraph for each guest that a run of this collection was about, those that it never reached included,
+  - Prints a line for each guest whose upgrade goes on, as often as M(kvm.fleet.guest_upgrade) is repeated to look at it.
+  - Prints at the end one paragraph for each guest that a run of this collection was about, those that it never reached included,
     and the totals.
   - The collection's own playbooks bring it along. Enable it for playbooks of your own that use the role
     P(kvm.fleet.upgrade#role).
@@ -24,7 +25,12 @@ from typing import Any
 
 from ansible.plugins.callback import CallbackBase
 
-from ansible_collections.kvm.fleet.plugins.plugin_utils._summary import complete, render_status, render_summary
+from ansible_collections.kvm.fleet.plugins.plugin_utils._summary import (
+    complete,
+    progress_text,
+    render_status,
+    render_summary,
+)
 
 
 class CallbackModule(CallbackBase):
@@ -41,10 +47,18 @@ class CallbackModule(CallbackBase):
     # Enabled in the configuration and brought along by a playbook, it is loaded twice; one summary is enough.
     _speaker: CallbackModule | None = None
 
-    def v2_playbook_on_stats(self, stats: Any) -> None:
+    def _speaks(self) -> bool:
         CallbackModule._speaker = CallbackModule._speaker or self
+        return CallbackModule._speaker is self
+
+    def v2_runner_retry(self, result: Any) -> None:
+        found = result._result
+        if isinstance(found.get("progress"), dict) and self._speaks():
+            self._print([progress_text(result._host.get_name(), found["progress"])])
+
+    def v2_playbook_on_stats(self, stats: Any) -> None:
         fleet = stats.custom.get("_run", {}).get("kvm_fleet")
-        if not fleet or CallbackModule._speaker is not self:
+        if not fleet or not self._speaks():
             return
         failed_looks = fleet.get("failed_looks", [])
         if "status" in fleet:

@@ -75,7 +75,11 @@ _value:
       type: list
       elements: dict
     kept_back:
-      description: Packages that have a newer version and were not upgraded to it.
+      description: Packages that have a newer version and were not upgraded to it, and why.
+      type: list
+      elements: dict
+    config_files:
+      description: Configuration files that the upgrade has put beside others, for a person to compare.
       type: list
       elements: str
     restarted:

@@ -136,7 +136,8 @@ class Result:
     outcome: str
     check_mode: bool
     packages: list[Mapping[str, Any]]
-    kept_back: list[str]
+    kept_back: list[Mapping[str, str]]
+    config_files: list[str]
     restarted: bool
     restart_reasons: list[str]
     forced_off: bool
@@ -185,6 +186,7 @@ def make_result(
             check_mode=check_mode,
             packages=packages,
             kept_back=list((taken.get("predicted") or {}).get("kept_back") or []),
+            config_files=list(upgrade.get("config_files") or []),
             restarted=restarted,
             restart_reasons=list(plan.get("reasons") or []),
             forced_off=power.get("forced") is True or (power.get("evidence") or {}).get("forced") is True,

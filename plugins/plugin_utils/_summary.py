@@ -93,7 +93,8 @@ def _success_facts(record: Record) -> list[tuple[str, str]]:
         ("Restarted", ("yes, forced off" if record["forced_off"] else "yes") if record["restarted"] else "no"),
         ("QEMU drift", str(record["drift"])),
         ("Reboot required", "yes" if record["reboot_required"] else ""),
-        ("Kept back", ", ".join(record["kept_back"])),
+        ("Kept back", kept_back_text(record["kept_back"])),
+        ("To compare", ", ".join(record["config_files"])),
         ("Snapshot", record["snapshot"] or ""),
         ("Duration", duration_text(record["duration"])),
     ]
@@ -121,6 +122,18 @@ def packages_text(packages: Sequence[Mapping[str, Any]]) -> str:
     removed = sum(not package["new"] for package in packages)
     others = [f"{count} {what}" for count, what in ((new, "new"), (removed, "removed")) if count]
     return f"{len(packages) - new - removed}" + (f" ({', '.join(others)})" if others else "")
+
+
+def kept_back_text(kept_back: Iterable[Mapping[str, str]]) -> str:
+    """Packages by why they were kept back: ``linux-image-amd64 (held), docker-ce (dependencies)``."""
+    return ", ".join(f"{kept['name']} ({kept['reason'].replace('_', ' ')})" for kept in kept_back)
+
+
+def progress_text(guest: str, progress: Mapping[str, Any]) -> str:
+    """One line on how far a guest's upgrade is: ``web1: 42 %, Unpacking libssl3 (amd64), after 1m20s``."""
+    percent = "" if progress["percent"] is None else f"{progress['percent']} %, "
+    activity = progress["activity"] or "working"
+    return printable(f"{guest}: {percent}{activity[:80]}, after {duration_text(progress['elapsed'])}")
 
 
 def _rollback(record: Record) -> str:

@@ -16,6 +16,7 @@ from ansible_collections.kvm.fleet.plugins.plugin_utils._summary import (
     duration_text,
     packages_text,
     printable,
+    progress_text,
     render_status,
     render_summary,
 )
@@ -37,6 +38,7 @@ def record(name: str = "web1", outcome: str = "upgraded", **facts: Any) -> dict[
         "check_mode": False,
         "packages": [package()] * 23,
         "kept_back": [],
+        "config_files": [],
         "restarted": True,
         "forced_off": False,
         "reboot_required": False,
@@ -46,6 +48,10 @@ def record(name: str = "web1", outcome: str = "upgraded", **facts: Any) -> dict[
         "error": None,
         **facts,
     }
+
+
+def kept(name: str, reason: str) -> dict[str, str]:
+    return {"name": name, "reason": reason}
 
 
 def failure(**facts: Any) -> dict[str, Any]:
@@ -189,12 +195,37 @@ def test_guests_that_were_never_reached_or_lost_are_in_the_summary() -> None:
 
 
 def test_what_is_out_of_the_ordinary_is_shown() -> None:
+    kept_back = [kept("linux-image-amd64", "held"), kept("docker", "security_unknown")]
     lines = render_summary(
-        "upgrade", [record(forced_off=True, reboot_required=True, kept_back=["linux-image-amd64", "held"])]
+        "upgrade",
+        [
+            record(
+                forced_off=True, reboot_required=True, kept_back=kept_back, config_files=["/etc/a.dpkg-dist", "/etc/b"]
+            )
+        ],
     )
-    assert {"  Restarted: yes, forced off", "  Reboot required: yes", "  Kept back: linux-image-amd64, held"} <= {
-        *lines
-    }
+    assert {
+        "  Restarted: yes, forced off",
+        "  Reboot required: yes",
+        "  Kept back: linux-image-amd64 (held), docker (security unknown)",
+        "  To compare: /etc/a.dpkg-dist, /etc/b",
+    } <= {*lines}
+
+
+@pytest.mark.parametrize(
+    ("progress", "text"),
+    [
+        (
+            {"percent": 42, "activity": "Unpacking libssl3 (amd64)", "elapsed": 80.2},
+            "web1: 42 %, Unpacking libssl3 (amd64), after 1m20s",
+        ),
+        ({"percent": None, "activity": "", "elapsed": 0.4}, "web1: working, after 0s"),
+        ({"percent": 0, "activity": "x" * 100, "elapsed": 1}, f"web1: 0 %, {'x' * 80}, after 1s"),
+        ({"percent": 1, "activity": "\x1b[2Jred\n", "elapsed": 1}, "web1: 1 %,  [2Jred , after 1s"),
+    ],
+)
+def test_progress_is_one_line(progress: dict[str, Any], text: str) -> None:
+    assert progress_text("web1", progress) == text
 
 
 def test_a_guest_that_failed_half_way_tells_how_far_it_came() -> None:
@@ -222,9 +253,8 @@ NASTY = "a\x1b[2J\rb\nSuccess: 9\u202ec\x07\u2028d"
 
 def test_a_guest_cannot_move_the_cursor_or_add_lines() -> None:
     told = failure(domain=NASTY, snapshot=NASTY) | {"guest": NASTY, "error": {"msg": NASTY, "remedy": NASTY}}
-    lines = render_summary(
-        "upgrade", [told, record("b", kept_back=[NASTY])], [{"hypervisor": NASTY, "msg": NASTY, "remedy": ""}]
-    )
+    other = record("b", kept_back=[kept(NASTY, "held")], config_files=[NASTY])
+    lines = render_summary("upgrade", [told, other], [{"hypervisor": NASTY, "msg": NASTY, "remedy": ""}])
     assert all(character.isprintable() for line in lines for character in line)
     assert not [line for line in lines[:-2] if line.startswith("Success")]
 

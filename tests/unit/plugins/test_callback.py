@@ -91,3 +91,20 @@ def test_the_lines_go_to_ansibles_display(monkeypatch: pytest.MonkeyPatch) -> No
     )
     [text] = shown
     assert text.splitlines()[-2] == "Success: 0  Failed: 0  Drift Resolved: 0"
+
+
+def retry(found: dict[str, Any]) -> SimpleNamespace:
+    return SimpleNamespace(_result=found, _host=SimpleNamespace(get_name=lambda: "web1"))
+
+
+def test_a_task_that_is_repeated_to_follow_an_upgrade_tells_how_far_it_is(printed: list[str]) -> None:
+    progress = {"percent": 42, "package": "bash", "activity": "Unpacking bash", "elapsed": 31.5}
+    for callback in (CallbackModule(), fleet_summary.CallbackModule()):
+        callback.v2_runner_retry(retry({"finished": False, "progress": progress}))
+    assert printed == ["web1: 42 %, Unpacking bash, after 32s"]
+
+
+@pytest.mark.parametrize("found", [{}, {"progress": None}, {"progress": "half"}])
+def test_other_tasks_that_are_repeated_tell_nothing(printed: list[str], found: dict[str, Any]) -> None:
+    CallbackModule().v2_runner_retry(retry(found))
+    assert printed == []
