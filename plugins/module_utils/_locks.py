@@ -15,7 +15,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._exec import output_of, 
 
 # For each path that is locked (apt and rpm lock with fcntl) or that holds the pid of a living process (dnf and zypper):
 # the path, the pid, the process's start in ticks, the guest's uptime, and the process's name.
-_LOOK = """\
+LOOK = """\
 tell() {
   [ -r "/proc/$2/stat" ] || return 0
   started=$(sed 's/.*) //' "/proc/$2/stat" | cut -d ' ' -f 20)
@@ -53,7 +53,7 @@ class Holder:
 
 def holders(agent: GuestAgent, locks: Sequence[str]) -> tuple[Holder, ...]:
     """Who holds these locks now. Raises what output_of raises."""
-    return parse_holders(output_of(agent, shell_script(_LOOK, *locks, timeout=60)).splitlines())
+    return parse_holders(output_of(agent, shell_script(LOOK, *locks, timeout=60)).splitlines())
 
 
 _HOLDER = re.compile(r"(/[^\t]+)\t(\d{1,10})\t(\d{1,20})\t(\d{1,12}(?:\.\d+)?)\t(.*)")

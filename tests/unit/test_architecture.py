@@ -21,6 +21,7 @@ PURE = [
     "module_utils/_agent.py",
     "module_utils/_apt.py",
     "module_utils/_clock.py",
+    "module_utils/_dnf.py",
     "module_utils/_domain.py",
     "module_utils/_domain_xml.py",
     "module_utils/_drift.py",
