@@ -6,16 +6,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._apt import Apt
+from ansible_collections.kvm.fleet.plugins.module_utils._dnf import Dnf
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import PackageManagerUnknown, SelinuxDenied
 from ansible_collections.kvm.fleet.plugins.module_utils._exec import output_of, shell_script
 from ansible_collections.kvm.fleet.plugins.module_utils._manager import PackageManager
 
-MANAGERS: Mapping[str, PackageManager] = {manager.name: manager for manager in (Apt(),)}
+# Each with the programs that it takes; of several that have one name, the first that a guest has all programs for. What
+# is called dnf is dnf 5 where that is the distribution's, and another than the distribution's would not know why
+# packages are installed. Nobody has yum without dnf but who has the yum before it, which is another program.
+_KNOWN: Sequence[tuple[PackageManager, frozenset[str]]] = (
+    (Apt(), frozenset({"apt-get", "dpkg-query"})),
+    (Dnf("dnf"), frozenset({"dnf", "rpm"})),
+    (Dnf("dnf5"), frozenset({"dnf5", "rpm"})),
+)
 
 # What the guest says it is, one 'key value' a line. A program that is there and may not be run is told as denied: test
 # -x asks the kernel, and so SELinux.
@@ -25,7 +33,7 @@ for file in /etc/os-release /usr/lib/os-release; do
   (. "$file"; printf 'id %s\\nlike %s\\n' "$ID" "$ID_LIKE")
   break
 done
-for program in apt-get dpkg-query dnf5 dnf yum zypper rpm; do
+for program in apt-get dpkg-query dnf5 dnf zypper rpm; do
   path=$(command -v "$program") || continue
   if [ -x "$path" ]; then echo "has $program"; else echo "denied $program"; fi
 done
@@ -33,10 +41,9 @@ printf 'enforcing %s\\n' "$(cat /sys/fs/selinux/enforce 2>/dev/null)"
 printf 'context %s\\n' "$(tr -d '\\0' </proc/self/attr/current 2>/dev/null)"
 """
 
-_PROGRAMS = {"apt": ("apt-get", "dpkg-query")}
-
 _FAMILIES = {
     "apt": {"debian", "ubuntu"},
+    "dnf": {"fedora", "rhel", "centos"},
 }
 
 
@@ -79,14 +86,16 @@ def parse_system(lines: Sequence[str]) -> System:
 
 def choose(system: System, wanted: str) -> PackageManager:
     """The wanted package manager; with 'auto' that of the system's family, or else the first that is there."""
-    there = [name for name, programs in _PROGRAMS.items() if system.programs.issuperset(programs)]
+    there: dict[str, PackageManager] = {}
+    for manager, programs in _KNOWN:
+        if programs <= system.programs:
+            there.setdefault(manager.name, manager)
     own = [name for name in there if _FAMILIES[name].intersection(system.families)]
-    candidates = [wanted] if wanted != "auto" else [*own, *there]
-    for name in candidates:
+    for name in [*own, *there] if wanted == "auto" else [wanted]:
         if name in there:
-            return MANAGERS[name]
-    known = set(_PROGRAMS) if wanted == "auto" else {wanted}
-    if any(system.denied.intersection(_PROGRAMS[name]) for name in known) and system.confined:
+            return there[name]
+    wants = [programs for manager, programs in _KNOWN if wanted in ("auto", manager.name)]
+    if system.confined and any(system.denied & programs for programs in wants):
         raise SelinuxDenied(
             "SELinux in the guest does not let the guest agent run its package manager: the agent runs as "
             "virt_qemu_ga_t, which may start shells and ordinary programs only",
@@ -97,7 +106,7 @@ def choose(system: System, wanted: str) -> PackageManager:
         )
     missing = "no package manager that is known here" if wanted == "auto" else f"no {wanted}"
     raise PackageManagerUnknown(
-        f"the guest (os-release: {system.name}) has {missing}; known are {', '.join(MANAGERS)}",
+        f"the guest (os-release: {system.name}) has {missing}; known are {', '.join(_FAMILIES)}",
         remedy="Upgrade this guest by other means; skip its packages with upgrade_packages: false.",
         evidence={"os_release": list(system.families), "programs": sorted(system.programs)},
     )
