@@ -38,6 +38,7 @@ PURE = [
     "module_utils/_snapshot.py",
     "module_utils/_snapshot_xml.py",
     "module_utils/_upgrade.py",
+    "module_utils/_zypper.py",
     "plugin_utils/_batches.py",
     "plugin_utils/_cycle.py",
     "plugin_utils/_selection.py",
