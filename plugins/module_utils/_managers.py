@@ -15,6 +15,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._dnf import Dnf
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import PackageManagerUnknown, SelinuxDenied
 from ansible_collections.kvm.fleet.plugins.module_utils._exec import output_of, shell_script
 from ansible_collections.kvm.fleet.plugins.module_utils._manager import PackageManager
+from ansible_collections.kvm.fleet.plugins.module_utils._zypper import Zypper
 
 # Each with the programs that it takes; of several that have one name, the first that a guest has all programs for. What
 # is called dnf is dnf 5 where that is the distribution's, and another than the distribution's would not know why
@@ -23,6 +24,7 @@ _KNOWN: Sequence[tuple[PackageManager, frozenset[str]]] = (
     (Apt(), frozenset({"apt-get", "dpkg-query"})),
     (Dnf("dnf"), frozenset({"dnf", "rpm"})),
     (Dnf("dnf5"), frozenset({"dnf5", "rpm"})),
+    (Zypper(), frozenset({"zypper", "rpm"})),
 )
 
 # What the guest says it is, one 'key value' a line. A program that is there and may not be run is told as denied: test
@@ -44,6 +46,7 @@ printf 'context %s\\n' "$(tr -d '\\0' </proc/self/attr/current 2>/dev/null)"
 _FAMILIES = {
     "apt": {"debian", "ubuntu"},
     "dnf": {"fedora", "rhel", "centos"},
+    "zypper": {"suse", "opensuse", "sles"},
 }
 
 

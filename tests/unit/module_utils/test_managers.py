@@ -15,9 +15,11 @@ from ansible_collections.kvm.fleet.plugins.module_utils._dnf import Dnf
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import PackageManagerUnknown, SelinuxDenied
 from ansible_collections.kvm.fleet.plugins.module_utils._manager import PackageManager
 from ansible_collections.kvm.fleet.plugins.module_utils._managers import choose, parse_system
+from ansible_collections.kvm.fleet.plugins.module_utils._zypper import Zypper
 
 APT = ("has apt-get", "has dpkg-query")
 DNF = ("has dnf", "has rpm")
+ZYPPER = ("has zypper", "has rpm")
 CONFINED = ("enforcing 1", "context system_u:system_r:virt_qemu_ga_t:s0")
 
 
@@ -33,6 +35,10 @@ CONFINED = ("enforcing 1", "context system_u:system_r:virt_qemu_ga_t:s0")
         (("id openEuler", "like ", *DNF), Dnf("dnf")),
         (("id fedora", "like ", *APT), Apt()),
         (DNF, Dnf("dnf")),
+        (("id opensuse-leap", "like suse opensuse", *APT, *DNF, *ZYPPER), Zypper()),
+        (("id sles", "like suse", *ZYPPER), Zypper()),
+        (("id fedora", "like ", *ZYPPER, *DNF), Dnf("dnf")),
+        (ZYPPER, Zypper()),
     ],
 )
 def test_a_guests_own_package_manager_is_preferred(lines: tuple[str, ...], manager: PackageManager) -> None:
@@ -43,7 +49,7 @@ def test_a_wanted_package_manager_is_taken_if_it_is_there() -> None:
     system = parse_system(("id debian", "like ", *APT, *DNF))
     assert choose(system, "dnf") == Dnf("dnf")
     with pytest.raises(
-        PackageManagerUnknown, match=r"the guest \(os-release: debian\) has no zypper; known are apt, dnf"
+        PackageManagerUnknown, match=r"the guest \(os-release: debian\) has no zypper; known are apt, dnf, zypper"
     ):
         choose(system, "zypper")
 
