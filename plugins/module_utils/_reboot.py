@@ -34,12 +34,12 @@ if command -v rpm >/dev/null && {{ command -v dnf || command -v dnf5; }} >/dev/n
   more=$(sed 's/#.*//' /etc/dnf/plugins/needs-restarting.d/*.conf 2>/dev/null)
   rpm -q --qf 'installed %{{INSTALLTIME}} %{{NAME}}\\n' -- {_RESTARTING} $more 2>/dev/null
 fi
-here=$(readlink "/proc/$$/ns/pid")
+set --
 for maps in $(grep -lsE 'r-xp [^/]*/(usr|opt|lib[^/]*|s?bin)/.* \\(deleted\\)$' /proc/[0-9]*/maps); do
   process=${{maps%/maps}}
-  [ "$(readlink "$process/ns/pid")" = "$here" ] || continue
-  sed -n 's/^[0-9]*:\\(name=systemd\\)*:/cgroup /p' "$process/cgroup" 2>/dev/null
+  [ "$process/ns/pid" -ef "/proc/$$/ns/pid" ] && set -- "$@" "$process/cgroup"
 done
+[ "$#" -eq 0 ] || sed -n 's/^[0-9]*:\\(name=systemd\\)*:/cgroup /p' "$@" 2>/dev/null
 exit 0
 """
 
