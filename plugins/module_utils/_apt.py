@@ -210,10 +210,12 @@ def unattended(options: UpgradeOptions) -> tuple[str, ...]:
     both their owner and the new package have changed, dpkg asks nobody.
     """
     plain_log = ("-q", "-o", "Dpkg::Use-Pty=0")  # no percentages that overwrite each other
-    theirs = "--force-confnew" if options.conffiles == "replace" else "--force-confold"
+    # The default that confdef stands for is to keep a file that was changed; where dpkg has none, confold decides.
+    keep, replace_them = ("--force-confdef", "--force-confold"), ("--force-confnew",)
+    policy = replace_them if options.conffiles == "replace" else keep
     return (
         *("-y", *plain_log, "-o", f"DPkg::Lock::Timeout={options.lock_timeout:g}", "-o", "APT::Status-Fd=3"),
-        *("-o", "Dpkg::Options::=--force-confdef", "-o", f"Dpkg::Options::={theirs}"),
+        *(word for force in policy for word in ("-o", f"Dpkg::Options::={force}")),
     )
 
 

@@ -168,7 +168,13 @@ def _naming_the_holder(guest: Guest, error: PackageManagerLocked, waited: float)
         f"{holder.lock} is locked in the guest by process {holder.pid} ({holder.program}), which has been running for "
         f"{holder.age:.0f} s; it was waited for for {waited:g} s",
         remedy=error.remedy,
-        evidence={**error.evidence, **{f"holder_{key}": value for key, value in vars(holder).items()}},
+        evidence={
+            **error.evidence,
+            "lock": holder.lock,
+            "holder_pid": holder.pid,
+            "holder": holder.program,
+            "holder_age": holder.age,
+        },
     )
 
 

@@ -118,3 +118,15 @@ def test_an_agent_that_is_away_for_a_while_does_not_end_the_upgrade(pristine_gue
         pristine_guest.output("/usr/bin/systemd-run", "--collect", "/bin/sh", "-c", stop)
         assert controller.wait(timeout=PATIENCE_S) == 0
     assert pristine_guest.package_versions()["lab-app"] == "2.0"
+
+
+def test_of_two_controllers_at_once_one_upgrades_and_neither_starts_a_second(pristine_guest: Guest) -> None:
+    with upgrading(pristine_guest) as one, upgrading(pristine_guest) as other:
+        codes = {controller.wait(timeout=PATIENCE_S) for controller in (one, other)}
+    assert 0 in codes
+    assert set(names(module("guest_upgrade", name=pristine_guest.name))) == set()
+    versions = pristine_guest.package_versions()
+    assert (versions["lab-app"], versions["lab-config"]) == ("2.0", "1.1")
+    assert pristine_guest.output("/usr/bin/dpkg", "--audit") == ""
+    starts = pristine_guest.output("/bin/grep", "--count", "^Start-Date", "/var/log/apt/history.log")
+    assert int(starts) == 1
