@@ -12,9 +12,9 @@ version_added: 0.1.0
 author:
   - Contributors to kvm.fleet (@kvm-fleet)
 description:
-  - Prints a line for each guest whose upgrade goes on, as often as M(kvm.fleet.guest_upgrade) is repeated to look at it.
-  - Prints at the end one paragraph for each guest that a run of this collection was about, those that it never reached included,
-    and the totals.
+  - Prints a line for each guest whose upgrade goes on, as often as M(kvm.fleet.guest_upgrade) is repeated to follow it.
+  - Prints at the end one paragraph for each guest that a run of this collection was about, those that it never reached
+    included, and the totals.
   - The collection's own playbooks bring it along. Enable it for playbooks of your own that use the role
     P(kvm.fleet.upgrade#role).
 requirements:
