@@ -221,7 +221,7 @@ def test_the_packages_configuration_file_replaces_the_edited_one_when_asked(pris
 
 
 def test_an_upgrade_is_followed_in_several_tasks(pristine_guest: Guest) -> None:
-    options = {"name": pristine_guest.name, "run": "followed", "interval": 2}
+    options: dict[str, Any] = {"name": pristine_guest.name, "run": "followed", "interval": 2}
     told = [module("guest_upgrade", **options)]
     while not told[-1]["failed"] and not told[-1]["finished"]:
         told.append(module("guest_upgrade", **options))
