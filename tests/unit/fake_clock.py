@@ -32,7 +32,8 @@ class FakeClock:
 
     def wait(self, seconds: float) -> None:
         self.waits.append(seconds)
-        end = self._elapsed + seconds
+        # A real clock goes on however short the wait; what floating-point numbers leave over must not last for ever.
+        end = self._elapsed + (max(seconds, 1e-6) if seconds > 0 else 0)
         if self._due and self._due[0][0] <= end:
             self._happen()
         else:

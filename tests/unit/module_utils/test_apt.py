@@ -9,27 +9,40 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from ansible_collections.kvm.fleet.plugins.module_utils._apt import (
-    UPDATE,
-    Failure,
+    Apt,
     explain,
     full_upgrade,
     is_security,
-    parse_records,
+    parse_progress,
+    parse_room,
     parse_simulation,
+    pin,
     private_state,
     selected_upgrade,
     unattended,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    DiskFull,
     FleetError,
+    MaintainerScriptFailed,
     PackageListsFailed,
     PackageManagerLocked,
     PackageStateInterrupted,
+    RepositoryUnreachable,
     UpgradeFailed,
 )
-from ansible_collections.kvm.fleet.plugins.module_utils._packages import PackageChange, Prediction, changes_between
+from ansible_collections.kvm.fleet.plugins.module_utils._manager import Failure, Progress, UpgradeOptions
+from ansible_collections.kvm.fleet.plugins.module_utils._packages import (
+    KeptBack,
+    KeptReason,
+    PackageChange,
+    Prediction,
+    Room,
+)
 
 RECORDINGS = Path(__file__).parent / "recordings"
 
@@ -50,20 +63,20 @@ OLD_KERNEL = PackageChange("linux-image-6.1.0-35-amd64", "", "6.1.137-1", None)
 OPENSSL = PackageChange("openssl", "amd64", "3.0.14-1~deb12u1", "3.0.16-1~deb12u1", security=True)
 TZDATA = PackageChange("tzdata", "all", "2024b-0+deb12u1", "2025b-0+deb12u1")
 
+KEPT = (KeptBack("breaker", KeptReason.DEPENDENCIES), KeptBack("held", KeptReason.DEPENDENCIES))
+
 SIMULATIONS = [
     (
         "apt-2.6-upgrade",
-        Prediction((BASH, LIBC, FOREIGN_LIBC, LIBSSL, NEW_KERNEL, KERNEL, OPENSSL, TZDATA), ("breaker", "held")),
+        Prediction((BASH, LIBC, FOREIGN_LIBC, LIBSSL, NEW_KERNEL, KERNEL, OPENSSL, TZDATA), KEPT),
     ),
     (
         "apt-2.6-upgrade-autoremove",
-        Prediction(
-            (NEW_KERNEL, KERNEL, OLD_KERNEL, BASH, LIBC, FOREIGN_LIBC, LIBSSL, OPENSSL, TZDATA), ("breaker", "held")
-        ),
+        Prediction((NEW_KERNEL, KERNEL, OLD_KERNEL, BASH, LIBC, FOREIGN_LIBC, LIBSSL, OPENSSL, TZDATA), KEPT),
     ),
     (
         "apt-2.6-ubuntu-archives",
-        Prediction((BASH, LIBC, FOREIGN_LIBC, LIBSSL, NEW_KERNEL, KERNEL, OPENSSL, TZDATA), ("breaker", "held")),
+        Prediction((BASH, LIBC, FOREIGN_LIBC, LIBSSL, NEW_KERNEL, KERNEL, OPENSSL, TZDATA), KEPT),
     ),
     ("apt-2.6-security-only", Prediction((LIBSSL, OPENSSL))),
     (
@@ -89,9 +102,12 @@ def test_a_recorded_simulation_is_read_whole(recording: str, expected: Predictio
     [
         ("Inst a [1] (2 Debian:12/stable [all])", PackageChange("a", "all", "1", "2")),
         ("Inst a (2 Debian:12/stable [all])", PackageChange("a", "all", None, "2")),
-        ("Inst a [1] (2 [amd64])", PackageChange("a", "amd64", "1", "2")),
-        ("Inst a [1] (2 My [odd] (label):1/x [amd64])", PackageChange("a", "amd64", "1", "2")),
-        ("Inst a [1:2~rc1-1] (1:2-1 local [all]) []", PackageChange("a", "all", "1:2~rc1-1", "1:2-1")),
+        ("Inst a [1] (2 [amd64])", PackageChange("a", "amd64", "1", "2", security=None)),
+        (
+            "Inst a [1] (2 My [odd] (label):1/x [amd64])",
+            PackageChange("a", "amd64", "1", "2", security=None),
+        ),
+        ("Inst a [1:2~rc1-1] (1:2-1 local [all]) []", PackageChange("a", "all", "1:2~rc1-1", "1:2-1", security=None)),
         (
             "Inst a [1] (2 Ubuntu:24.04/noble-updates, Ubuntu:24.04/noble-security [amd64])",
             PackageChange("a", "amd64", "1", "2", security=True),
@@ -121,18 +137,23 @@ def test_other_lines_are_no_changes(line: str) -> None:
     assert parse_simulation(f"{line}\n") == Prediction(())
 
 
-def test_phased_packages_are_kept_back_as_well() -> None:
+def test_a_package_that_is_phased_is_told_from_one_whose_dependencies_forbid_it() -> None:
     output = (
-        "The following upgrades have been deferred due to phasing:\n  a b\nThe following packages will be upgraded:"
+        "The following upgrades have been deferred due to phasing:\n  a b\n"
+        "The following packages have been kept back:\n  c\nThe following packages will be upgraded:\n  d\n"
     )
-    assert parse_simulation(output).kept_back == ("a", "b")
+    assert parse_simulation(output).kept_back == (
+        KeptBack("a", KeptReason.PHASED),
+        KeptBack("b", KeptReason.PHASED),
+        KeptBack("c", KeptReason.DEPENDENCIES),
+    )
 
 
 def test_kept_back_packages_may_fill_several_lines_and_end_with_them() -> None:
     output = (
         "The following packages have been kept back:\n  a b\n  c\nThe following packages will be upgraded:\n  d e\n"
     )
-    assert parse_simulation(output).kept_back == ("a", "b", "c")
+    assert [kept.name for kept in parse_simulation(output).kept_back] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize(
@@ -143,16 +164,22 @@ def test_kept_back_packages_may_fill_several_lines_and_end_with_them() -> None:
         ("Debian:12.9/stable, Debian-Security:12/stable-security", True),
         ("Ubuntu:24.04/noble-updates, Ubuntu:24.04/noble-security", True),
         ("Linux Mint:22/wilma-security", True),
+        ("Docker:stable/noble, Ubuntu:24.04/noble-security", True),
         ("Debian:12.9/stable", False),
         ("Debian:12-updates/stable-updates", False),
+        ("Debian Backports:12/stable-backports", False),
         ("Ubuntu:24.04/noble-updates", False),
-        ("Not-Debian-Security:12/stable", False),
-        ("Debian-Security-Mirror:12/stable", False),
         ("Ubuntu:24.04/noble-security-testing", False),
-        ("", False),
+        ("Docker CE:12/bookworm, Debian:12.9/stable", False),
+        ("Docker CE:12/bookworm", None),
+        ("Not-Debian-Security:12/stable", None),
+        ("Debian-Security-Mirror:12/stable", None),
+        ("/now", None),
+        ("", None),
     ],
 )
-def test_a_security_archive_is_told_by_its_label_or_its_suffix(origins: str, expected: bool) -> None:
+def test_whether_an_update_is_a_security_update_is_yes_no_or_untold(origins: str, expected: bool | None) -> None:
+    """A label that is neither distribution's tells nothing: such a repository brings security updates among others."""
     assert is_security(origins) is expected
 
 
@@ -160,33 +187,55 @@ def test_a_security_archive_is_told_by_its_label_or_its_suffix(origins: str, exp
 
 
 def test_new_dependencies_are_installed_and_leftovers_removed_only_when_asked() -> None:
-    assert full_upgrade(autoremove=False) == ("--with-new-pkgs", "upgrade")
-    assert full_upgrade(autoremove=True) == ("--with-new-pkgs", "--autoremove", "upgrade")
+    assert full_upgrade(UpgradeOptions()) == ("--with-new-pkgs", "upgrade")
+    assert full_upgrade(UpgradeOptions(autoremove=True)) == ("--with-new-pkgs", "--autoremove", "upgrade")
 
 
 @pytest.mark.parametrize(("autoremove", "first"), [(False, ()), (True, ("--autoremove",))])
 def test_selected_packages_are_pinned_to_their_versions_and_removals_are_not_asked_for(
     autoremove: bool, first: tuple[str, ...]
 ) -> None:
-    arguments = selected_upgrade([OPENSSL, OLD_KERNEL, LIBSSL], autoremove=autoremove)
+    arguments = selected_upgrade([OPENSSL, OLD_KERNEL, LIBSSL], UpgradeOptions(autoremove=autoremove))
     pinned = ("openssl:amd64=3.0.16-1~deb12u1", "libssl3:amd64=3.0.16-1~deb12u1")
     assert arguments == (*first, "install", "--only-upgrade", *pinned)
 
 
 def test_a_package_for_all_architectures_is_named_without_one_and_a_new_one_is_not_named_at_all() -> None:
     changes = [PackageChange("tzdata", "all", "1", "2"), PackageChange("fresh", "amd64", None, "1")]
-    assert selected_upgrade(changes, autoremove=False) == ("install", "--only-upgrade", "tzdata=2")
+    assert selected_upgrade(changes, UpgradeOptions()) == ("install", "--only-upgrade", "tzdata=2")
 
 
-def test_an_unattended_run_waits_for_the_lock_and_keeps_changed_configuration_files() -> None:
-    assert unattended(90) == (
+@pytest.mark.parametrize(
+    ("change", "argument"),
+    [
+        (LIBSSL, "libssl3:amd64=3.0.14-1~deb12u1"),
+        (TZDATA, "tzdata=2024b-0+deb12u1"),
+        (NEW_KERNEL, "linux-image-6.1.0-37-amd64:amd64-"),
+    ],
+)
+def test_a_package_is_pinned_to_its_old_version_and_a_new_one_to_its_absence(
+    change: PackageChange, argument: str
+) -> None:
+    assert pin(change) == argument
+
+
+@pytest.mark.parametrize(
+    ("conffiles", "forces"),
+    [("keep", ["--force-confdef", "--force-confold"]), ("replace", ["--force-confnew"])],
+)
+def test_an_unattended_run_waits_for_the_lock_and_asks_nothing_about_configuration_files(
+    conffiles: str, forces: list[str]
+) -> None:
+    assert unattended(UpgradeOptions(conffiles=conffiles, lock_retries=3, lock_delay=30)) == (
         *("-y", "-q", "-o", "Dpkg::Use-Pty=0", "-o", "DPkg::Lock::Timeout=90", "-o", "APT::Status-Fd=3"),
-        *("-o", "Dpkg::Options::=--force-confdef", "-o", "Dpkg::Options::=--force-confold"),
+        *(word for force in forces for word in ("-o", f"Dpkg::Options::={force}")),
     )
 
 
-def test_a_failed_repository_fails_the_update() -> None:
-    assert "APT::Update::Error-Mode=any" in UPDATE
+def test_what_was_predicted_is_what_is_asked_for() -> None:
+    prediction = Prediction((BASH,), arguments=("--with-new-pkgs", "upgrade", "tzdata=1"))
+    command = Apt().command(prediction, UpgradeOptions())
+    assert (command[0], command[-3:]) == ("apt-get", ("--with-new-pkgs", "upgrade", "tzdata=1"))
 
 
 def test_a_simulation_writes_only_below_its_own_directory() -> None:
@@ -212,28 +261,63 @@ def test_packages_whose_files_are_there_are_on_record() -> None:
         "too\tmany\tfields\tinstalled\there",
         "",
     ]
-    assert parse_records(lines) == {
-        ("bash", "amd64"): "5.2.15-2+b7",
-        ("libc6", "amd64"): "2.36-9",
-        ("libc6", "i386"): "2.36-9",
-        ("half", "all"): "1.0",
-        ("waiting", "all"): "1.0",
+    assert Apt().parse_records(lines) == {
+        ("bash", "amd64"): {"5.2.15-2+b7"},
+        ("libc6", "amd64"): {"2.36-9"},
+        ("libc6", "i386"): {"2.36-9"},
+        ("half", "all"): {"1.0"},
+        ("waiting", "all"): {"1.0"},
     }
 
 
-def test_what_changed_is_the_difference_of_the_records() -> None:
-    before = {("a", "all"): "1", ("b", "amd64"): "1", ("b", "i386"): "1", ("c", "all"): "1", ("same", "all"): "1"}
-    after = {("a", "all"): "2", ("b", "amd64"): "1", ("b", "i386"): "2", ("d", "all"): "1", ("same", "all"): "1"}
-    assert changes_between(before, after, {"b", "d"}) == (
-        PackageChange("a", "all", "1", "2"),
-        PackageChange("b", "i386", "1", "2", security=True),
-        PackageChange("c", "all", "1", None),
-        PackageChange("d", "all", None, "1", security=True),
+# --- room and progress ---------------------------------------------------------------------------
+
+
+def test_an_upgrade_needs_its_growth_and_the_room_of_its_largest_package() -> None:
+    offered = (
+        "Package: a\nInstalled-Size: 100\nSize: 2000\nDescription: Size: 9\n Installed-Size: 9\n\n"
+        "Package: b\nSize: 500\nInstalled-Size: 40\n"
     )
+    assert parse_room(offered, "90\n30\n") == Room(download=2500, unpacked=(20 + 100) * 1024)
 
 
-def test_the_same_records_are_no_change() -> None:
-    assert changes_between({("a", "all"): "1"}, {("a", "all"): "1"}, {"a"}) == ()
+@pytest.mark.parametrize(
+    ("offered", "present", "room"),
+    [
+        ("Size: 10\nInstalled-Size: 5\n", "500\n", Room(10, 5 * 1024)),
+        ("Size: 10\n", "", Room(10, 0)),
+        ("Size: many\nInstalled-Size: -4\n", "none\n\n", Room()),
+        ("", "500\n", Room()),
+    ],
+    ids=["shrinks", "size of no files", "no numbers", "nothing told"],
+)
+def test_what_is_not_told_needs_no_room(offered: str, present: str, room: Room) -> None:
+    assert parse_room(offered, present) == room
+
+
+@pytest.mark.parametrize(
+    ("status", "progress"),
+    [
+        (["pmstatus:bash:42.8571:Unpacking bash (amd64)"], Progress(42, "bash", "Unpacking bash (amd64)")),
+        (["pmstatus:libc6:i386:50:x"], Progress()),
+        (["dlstatus:1:20.5:Retrieving file 1 of 5"], Progress(20, "", "Retrieving file 1 of 5")),
+        (["pmstatus:a:1.0:first", "pmstatus:b:2.0:last"], Progress(2, "b", "last")),
+        (["pmstatus:a:1.0:first", "pmerror:b:2.0:no", "", "pmstatus:c"], Progress(1, "a", "first")),
+        (["pmstatus:a:1.0:first", "pmstatus:b:1.2.3:x"], Progress(1, "a", "first")),
+        (["pmstatus:dpkg-exec:999:Running dpkg"], Progress(100, "dpkg-exec", "Running dpkg")),
+        (["pmstatus:a:1:at 12:30:00"], Progress(1, "a", "at 12:30:00")),
+        ([], Progress()),
+    ],
+)
+def test_the_last_whole_line_tells_how_far_the_upgrade_is(status: list[str], progress: Progress) -> None:
+    assert parse_progress(status) == progress
+    assert Apt().progress(status, ["Unpacking x"]) == progress
+
+
+@given(st.lists(st.text() | st.from_regex(r"(pm|dl)status:.*:[0-9.]*:.*")))
+def test_whatever_apt_writes_is_progress_or_none(status: list[str]) -> None:
+    percent = parse_progress(status).percent
+    assert percent is None or 0 <= percent <= 100
 
 
 # --- failures ------------------------------------------------------------------------------------
@@ -257,7 +341,7 @@ E: Sub-process /usr/bin/dpkg returned an error code (1)
     ("failure", "kind", "message"),
     [
         (
-            Failure("update", 100, recorded("apt-2.6-update-locked")),
+            Failure("refresh", 100, recorded("apt-2.6-update-locked")),
             PackageManagerLocked,
             "/var/lib/apt/lists/lock is locked by process 4242 (unattended-upgr) in the guest",
         ),
@@ -272,32 +356,33 @@ E: Sub-process /usr/bin/dpkg returned an error code (1)
             "an earlier package operation in the guest was interrupted",
         ),
         (
-            Failure("update", 100, recorded("apt-2.6-update-unreachable")),
-            PackageListsFailed,
+            Failure("refresh", 100, recorded("apt-2.6-update-unreachable")),
+            RepositoryUnreachable,
             (
-                "apt-get update failed in the guest: E: Failed to fetch http://127.0.0.1:9/main/./InRelease  "
-                "Could not connect to 127.0.0.1:9 (127.0.0.1). - connect (111: Connection refused)"
+                "the guest does not reach one of its repositories: E: Failed to fetch "
+                "http://127.0.0.1:9/main/./InRelease  Could not connect to 127.0.0.1:9 (127.0.0.1). - connect "
+                "(111: Connection refused)"
             ),
         ),
         (
             Failure("upgrade", 100, BROKEN_PACKAGE),
-            UpgradeFailed,
+            MaintainerScriptFailed,
             (
-                "apt-get upgrade failed in the guest at lab-app, lab-broken, lab-config: "
-                "E: Sub-process /usr/bin/dpkg returned an error code (1)"
+                "a maintainer script failed in the guest at lab-app, lab-broken, lab-config: installed lab-broken "
+                "package post-installation script subprocess returned error exit status 1"
             ),
         ),
         (
             Failure("upgrade", 100, "E: You don't have enough free space in /var/cache/apt/archives/.\n"),
-            UpgradeFailed,
-            "apt-get upgrade failed in the guest: E: You don't have enough free space in /var/cache/apt/archives/.",
+            DiskFull,
+            "a file system of the guest is full: E: You don't have enough free space in /var/cache/apt/archives/.",
         ),
         (
             Failure("upgrade", 1, "something\nlast words\n"),
             UpgradeFailed,
             "apt-get upgrade failed in the guest: last words",
         ),
-        (Failure("update", None, ""), PackageListsFailed, "apt-get update failed in the guest: it printed nothing"),
+        (Failure("refresh", None, ""), PackageListsFailed, "apt-get update failed in the guest: it printed nothing"),
     ],
     ids=["lists locked", "old wording", "interrupted", "unreachable", "broken", "disk full", "no E:", "silent"],
 )
@@ -310,9 +395,9 @@ def test_a_failure_becomes_the_error_behind_it(failure: Failure, kind: type[Flee
 
 
 def test_a_lock_is_reported_with_its_holder() -> None:
-    evidence = explain(Failure("update", 100, recorded("apt-2.6-update-locked"))).evidence
+    evidence = explain(Failure("refresh", 100, recorded("apt-2.6-update-locked"))).evidence
     assert (evidence["lock"], evidence["holder_pid"], evidence["holder"]) == (
-        *("/var/lib/apt/lists/lock", "4242", "unattended-upgr"),
+        *("/var/lib/apt/lists/lock", 4242, "unattended-upgr"),
     )
 
 
@@ -330,4 +415,4 @@ def test_a_lock_that_was_waited_for_in_vain_is_a_lock() -> None:
 
 def test_a_lock_that_was_waited_for_and_got_is_not_what_failed() -> None:
     error = explain(Failure("upgrade", 100, recorded("apt-2.6-waited-for-lock-then-failed")))
-    assert isinstance(error, UpgradeFailed)
+    assert isinstance(error, RepositoryUnreachable)

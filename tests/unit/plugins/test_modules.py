@@ -21,7 +21,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainSta
 from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import STAMP
 from tests.unit.fake_agent import Call, Ending
 from tests.unit.fake_hypervisor import EMULATOR, FakeDomain, FakeHypervisor
-from tests.unit.module_utils.test_upgrade import UpgradingGuest
+from tests.unit.upgrading_guest import UpgradingGuest
 
 Run = Callable[..., dict[str, Any]]
 
@@ -396,7 +396,7 @@ def test_an_upgrade_returns_packages_with_both_versions(
 def test_an_upgrade_that_was_left_behind_is_a_change_to_come(
     run: Run, hypervisor: FakeHypervisor, domain: FakeDomain
 ) -> None:
-    domain.agent.program = UpgradingGuest(hypervisor.clock, left="running").agent.program
+    domain.agent.program = UpgradingGuest(hypervisor.clock, left="running", duration=60).agent.program
     result = run("guest_upgrade", name="web1", check=True)
     assert (result["changed"], result["unfinished"]) == (True, "running")
 
