@@ -23,6 +23,7 @@ for place in /var /usr /boot; do
   df -P -k "$place" | awk 'NR == 2 { print "free", $4, $NF }'
 done
 du -ck /boot/*-"$(uname -r)" 2>/dev/null | awk 'END { print "kernel", $1 + 0 }'
+exit 0
 """
 
 RESERVE_KIB = 16 * 1024
@@ -69,14 +70,17 @@ def check_room(free: FreeSpace | None, prediction: Prediction) -> None:
     if free is None:
         return
     kernels = sum(bool(change.new and _KERNEL.fullmatch(change.name)) for change in prediction.changes)
-    needed: dict[tuple[str, int], int] = {}
-    for place, kib in (
+    needed: dict[str, int] = {}
+    left: dict[str, int] = {}
+    for (mount, available), kib in (
         (free.download, prediction.room.download // 1024),
         (free.unpack, prediction.room.unpacked // 1024),
         (free.boot, kernels * free.kernel),
     ):
-        needed[place] = needed.get(place, 0) + kib
-    for (mount, available), kib in needed.items():
+        needed[mount] = needed.get(mount, 0) + kib
+        left[mount] = min(available, left.get(mount, available))
+    for mount, kib in needed.items():
+        available = left[mount]
         if kib and available < kib + RESERVE_KIB:
             raise DiskFull(
                 f"{mount} in the guest has {available // 1024} MiB free, and the upgrade needs "
