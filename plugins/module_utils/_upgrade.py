@@ -428,7 +428,7 @@ class Told:
         security: dict[str, bool | None] = {}
         kept_back: tuple[KeptBack, ...] = ()
         for line in lines:
-            with suppress(ValueError, KeyError, TypeError):
+            with suppress(ValueError, KeyError, TypeError, RecursionError):
                 told = json.loads(line)
                 security.update(dict.fromkeys(map(str, told["unknown"]), None))
                 security.update(dict.fromkeys(map(str, told["security"]), True))

@@ -830,6 +830,10 @@ def test_a_line_that_a_crash_has_cut_off_tells_nothing() -> None:
     assert Told.parse([whole, whole[:20]]) == Told.parse([whole])
 
 
+def test_a_line_without_bottom_tells_nothing() -> None:
+    assert Told.parse(["[" * 100_000]) == Told({}, ())
+
+
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
