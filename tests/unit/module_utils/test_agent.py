@@ -18,6 +18,8 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     AgentSilent,
     CommandResultLost,
     CommandTimeout,
+    FleetError,
+    PackageManagerLocked,
 )
 from tests.unit.fake_agent import NEVER, Call, Ending, FakeAgent, in_turn
 from tests.unit.fake_clock import FakeClock
@@ -166,3 +168,51 @@ def test_a_command_that_does_not_end_is_a_timeout_with_its_pid(clock: FakeClock)
 def test_a_command_that_ends_at_the_deadline_itself_is_still_seen(clock: FakeClock) -> None:
     agent = FakeAgent(clock, in_turn([Ending(3, after=10)]))
     assert GuestAgent(agent, clock).run(["make"], timeout=10).exit_code == 3
+
+
+# --- patience ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        AgentSilent("no", remedy=""),
+        CommandResultLost("no", remedy=""),
+        PackageManagerLocked("no", remedy=""),
+    ],
+)
+def test_what_passes_by_itself_is_tried_again_until_patience_ends(clock: FakeClock, error: FleetError) -> None:
+    tries = []
+
+    def attempt() -> str:
+        tries.append(clock.monotonic())
+        if clock.monotonic() < 1020:
+            raise error
+        return "done"
+
+    assert GuestAgent(FakeAgent(clock), clock, patience=60).patiently(attempt) == "done"
+    assert len(tries) == 21
+    tries.clear()
+    with pytest.raises(type(error)):
+        GuestAgent(FakeAgent(clock), clock, patience=60).patiently(lambda: raising(error, tries))
+    assert 60 <= len(tries) <= 62
+
+
+def raising(error: FleetError, tries: list[float]) -> None:
+    tries.append(0)
+    raise error
+
+
+@pytest.mark.parametrize("error", [CommandTimeout("no", remedy=""), AgentProtocolError("no", remedy="")])
+def test_what_does_not_pass_is_told_at_once(clock: FakeClock, error: FleetError) -> None:
+    tries: list[float] = []
+    with pytest.raises(type(error)):
+        GuestAgent(FakeAgent(clock), clock, patience=60).patiently(lambda: raising(error, tries))
+    assert len(tries) == 1
+
+
+def test_an_agent_without_patience_is_asked_once(clock: FakeClock) -> None:
+    tries: list[float] = []
+    with pytest.raises(AgentSilent):
+        GuestAgent(FakeAgent(clock), clock).patiently(lambda: raising(AgentSilent("no", remedy=""), tries))
+    assert (len(tries), clock.waits) == (1, [])
