@@ -113,7 +113,7 @@ class Apt:
         found = everything
         pins: tuple[str, ...] = ()
         for _round in range(_EXCLUDING_ROUNDS):
-            unwanted = [change for change in found.changes if change.new and options.excludes(change.name)]
+            unwanted = [change for change in found.changes if options.excludes(change.name)]
             if not unwanted:
                 break
             pins += tuple(pin(change) for change in unwanted)
@@ -123,7 +123,9 @@ class Apt:
             kept += [KeptBack(one.name, KeptReason.SECURITY_UNKNOWN) for one in found.changes if one.security is None]
             found = self._security_updates(shell, found, options, pins, state)
         room = self._room(shell, found, state) if found.changes else Room()
-        return replace(found, kept_back=_named_once(kept, held), room=room)
+        upgraded = {change.name for change in found.changes}
+        kept_back = _named_once((one for one in kept if one.name not in upgraded), held)
+        return replace(found, kept_back=kept_back, room=room)
 
     def _security_updates(
         self, shell: Shell, found: Prediction, options: UpgradeOptions, pins: Sequence[str], state: str
@@ -177,6 +179,8 @@ def private_state(directory: str) -> tuple[str, ...]:
         f"Dir::State::Lists={directory}/lists",
         "-o",
         f"Dir::Cache={directory}/cache",
+        "-o",
+        f"Dir::Log={directory}",  # a simulation leaves its plan there
     )
 
 

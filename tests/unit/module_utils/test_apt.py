@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._apt import (
     Apt,
     explain,
@@ -25,7 +27,9 @@ from ansible_collections.kvm.fleet.plugins.module_utils._apt import (
     selected_upgrade,
     unattended,
 )
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import SystemClock
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    DependencyConflict,
     DiskFull,
     FleetError,
     MaintainerScriptFailed,
@@ -33,9 +37,10 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     PackageManagerLocked,
     PackageStateInterrupted,
     RepositoryUnreachable,
+    RepositoryUntrusted,
     UpgradeFailed,
 )
-from ansible_collections.kvm.fleet.plugins.module_utils._manager import Failure, Progress, UpgradeOptions
+from ansible_collections.kvm.fleet.plugins.module_utils._manager import Failure, Progress, Shell, UpgradeOptions
 from ansible_collections.kvm.fleet.plugins.module_utils._packages import (
     KeptBack,
     KeptReason,
@@ -43,6 +48,8 @@ from ansible_collections.kvm.fleet.plugins.module_utils._packages import (
     Prediction,
     Room,
 )
+from tests.unit.host_agent import HostAgent
+from tests.unit.real_apt import RealApt, offered
 
 RECORDINGS = Path(__file__).parent / "recordings"
 
@@ -241,8 +248,175 @@ def test_what_was_predicted_is_what_is_asked_for() -> None:
 def test_a_simulation_writes_only_below_its_own_directory() -> None:
     assert private_state("/var/tmp/x") == (
         *("-c", "/var/tmp/x/apt.conf"),
-        *("-o", "Dir::State::Lists=/var/tmp/x/lists", "-o", "Dir::Cache=/var/tmp/x/cache"),
+        *("-o", "Dir::State::Lists=/var/tmp/x/lists", "-o", "Dir::Cache=/var/tmp/x/cache", "-o", "Dir::Log=/var/tmp/x"),
     )
+
+
+# --- simulations by the real apt -----------------------------------------------------------------
+
+
+@pytest.fixture
+def apt(host: HostAgent, tmp_path: Path) -> RealApt:
+    """A guest that has some of everything: security updates, another repository, what cannot be upgraded."""
+    apt = RealApt(host, tmp_path / "apt")
+    for name in ("bash", "liba", "ssl", "third", "broken", "secdep"):
+        apt.install(name, "1", Installed_Size=10)
+    apt.install("held", "1", want="hold")
+    apt.install("kernel", "1", Depends="kernel-1")
+    apt.install("kernel-1", "1")
+    apt.install("app", "1", Depends="liba (>= 1)")
+    apt.publish(
+        *("Debian", "stable"),
+        offered("bash", "2", Installed_Size=30),
+        offered("liba", "2"),
+        offered("held", "2"),
+        offered("broken", "2", Depends="nowhere"),
+        offered("kernel", "2", Depends="kernel-2"),
+        offered("kernel-2", "2"),
+        offered("app", "2", Depends="liba (>= 2)"),
+    )
+    apt.publish(
+        *("Debian-Security", "stable-security"),
+        offered("ssl", "2"),
+        offered("secdep", "2", Depends="liba (>= 2)"),
+    )
+    apt.publish("Docker CE", "bookworm", offered("third", "2"))
+    return apt
+
+
+def simulated(host: HostAgent, **options: Any) -> Prediction:
+    shell = Shell(GuestAgent(host, SystemClock()), Apt().environment)
+    Apt().refresh(shell, "")
+    return Apt().simulate(shell, UpgradeOptions(**options), "")
+
+
+def named(prediction: Prediction) -> set[str]:
+    return {change.name for change in prediction.changes}
+
+
+def reasons(prediction: Prediction) -> dict[str, str]:
+    return {kept.name: kept.reason.value for kept in prediction.kept_back}
+
+
+def test_everything_that_can_be_upgraded_is_and_the_rest_is_kept_back_for_a_reason(
+    host: HostAgent, apt: RealApt
+) -> None:
+    found = simulated(host)
+    security = {change.name: change.security for change in found.changes}
+    assert security == {
+        **dict.fromkeys(["app", "bash", "kernel", "kernel-2", "liba"], False),
+        **dict.fromkeys(["secdep", "ssl"], True),
+        "third": None,
+    }
+    assert reasons(found) == {"broken": "dependencies", "held": "held"}
+    # 1000 bytes for each package, and it grows by bash's 20 KiB and what else had told no size.
+    assert found.room.download == 8000
+    assert apt.root.joinpath("dpkg/status").read_text(encoding="utf-8").count("Version: 2") == 0
+
+
+@pytest.mark.parametrize(
+    ("exclude", "left", "kept"),
+    [
+        (("bash",), {"bash"}, {"bash": "excluded"}),
+        (("kernel*",), {"kernel", "kernel-2"}, {"kernel": "excluded", "kernel-2": "excluded"}),
+        # What a new kernel's package is excluded from cannot be upgraded either.
+        (("kernel-*",), {"kernel", "kernel-2"}, {"kernel": "dependencies", "kernel-2": "excluded"}),
+        (
+            ("liba",),
+            {"liba", "app", "secdep"},
+            {"liba": "excluded", "app": "dependencies", "secdep": "dependencies"},
+        ),
+        (("held", "nothing-like-it"), set(), {}),
+        (
+            ("*",),
+            {"app", "bash", "kernel", "kernel-2", "liba", "secdep", "ssl", "third"},
+            dict.fromkeys(["app", "bash", "kernel", "kernel-2", "liba", "secdep", "ssl", "third"], "excluded"),
+        ),
+    ],
+)
+def test_what_is_excluded_stays_as_it_is_and_so_does_what_depends_on_it(
+    host: HostAgent, apt: RealApt, exclude: tuple[str, ...], left: set[str], kept: dict[str, str]
+) -> None:
+    found = simulated(host, exclude=exclude)
+    assert named(found) == named(simulated(host)) - left
+    assert reasons(found) == {"broken": "dependencies", "held": "held", **kept}
+    status = (apt.root / "dpkg" / "status").read_text(encoding="utf-8")
+    assert "Version: 2" not in status
+
+
+def test_what_takes_the_place_of_something_excluded_is_excluded_in_its_turn(host: HostAgent, apt: RealApt) -> None:
+    """Only a second simulation shows that apt then takes the other one."""
+    apt.install("x", "1")
+    alternatives = [offered(f"new-{one}", "1") for one in "abcd"]
+    apt.publish("Debian", "main", offered("x", "2", Depends="new-a | new-b | new-c | new-d"), *alternatives)
+    assert "new-b" in named(simulated(host, exclude=("new-a",)))
+    found = simulated(host, exclude=("new-*",))
+    assert not {"x", "new-a", "new-b", "new-c", "new-d"} & named(found)
+    assert reasons(found)["x"] == "dependencies"
+
+
+def test_security_updates_come_with_what_they_depend_on_and_nothing_else(host: HostAgent, apt: RealApt) -> None:
+    found = simulated(host, security_only=True)
+    assert named(found) == {"ssl", "secdep", "liba"}
+    assert reasons(found)["third"] == "security_unknown"
+    assert "bash" not in reasons(found)
+    assert named(simulated(host, security_only=True, exclude=("liba",))) == {"ssl"}
+    assert apt.root.is_dir()
+
+
+def test_what_a_security_update_depends_on_is_not_kept_back_whatever_its_repository_tells(
+    host: HostAgent, apt: RealApt
+) -> None:
+    apt.install("ssh", "1")
+    apt.publish("Debian-Security", "more-security", offered("ssh", "2", Depends="third (>= 2)"))
+    found = simulated(host, security_only=True)
+    assert {"ssh", "third"} <= named(found)
+    assert "third" not in reasons(found)
+
+
+def test_where_no_security_update_is_offered_nothing_is_done_but_the_unknown_is_told(
+    host: HostAgent, tmp_path: Path
+) -> None:
+    apt = RealApt(host, tmp_path / "apt")
+    apt.install("third", "1")
+    apt.publish("Docker CE", "bookworm", offered("third", "2"))
+    found = simulated(host, security_only=True, autoremove=True)
+    assert (found.changes, reasons(found)) == ((), {"third": "security_unknown"})
+
+
+def test_leftovers_are_removed_only_when_asked_and_never_what_is_excluded(host: HostAgent, apt: RealApt) -> None:
+    apt.mark_auto("kernel-1", "kernel-2")
+    assert "kernel-1" not in named(simulated(host))
+    assert PackageChange("kernel-1", "", "1", None) in simulated(host, autoremove=True).changes
+    assert "kernel-1" not in named(simulated(host, autoremove=True, exclude=("kernel-1",)))
+
+
+def test_what_is_said_of_packages_survives_a_private_state(host: HostAgent, apt: RealApt, tmp_path: Path) -> None:
+    """A look ahead sees what the upgrade does, and writes nothing but in its own directory."""
+    state = tmp_path / "private"
+    shell = Shell(GuestAgent(host, SystemClock()), Apt().environment)
+    assert shell.script(Apt().state_script, str(state)).exit_code == 0
+    Apt().refresh(shell, str(state))
+    before = {path for path in apt.root.rglob("*") if not path.is_symlink()}
+    ahead = Apt().simulate(shell, UpgradeOptions(exclude=("bash",)), str(state))
+    assert {path for path in apt.root.rglob("*") if not path.is_symlink()} == before
+    assert not list(apt.root.rglob("*_Packages"))
+    done = simulated(host, exclude=("bash",))
+    assert (ahead.changes, ahead.kept_back, ahead.room) == (done.changes, done.kept_back, done.room)
+
+
+def test_a_simulation_that_cannot_be_made_is_told_by_its_cause(host: HostAgent, apt: RealApt) -> None:
+    apt.install("needy", "1", Depends="liba (>= 9)")
+    with pytest.raises(DependencyConflict):
+        simulated(host)
+
+
+def test_a_repository_that_is_gone_is_told(host: HostAgent, apt: RealApt) -> None:
+    (apt.root / "Debian-stable" / "Release").unlink()
+    (apt.root / "Debian-stable" / "Packages").unlink()
+    with pytest.raises(FleetError) as raised:
+        simulated(host)
+    assert raised.value.error_code in ("repository_unreachable", "package_lists_failed")
 
 
 # --- records -------------------------------------------------------------------------------------
@@ -392,6 +566,36 @@ def test_a_failure_becomes_the_error_behind_it(failure: Failure, kind: type[Flee
     assert error.message == message
     assert error.evidence["exit_code"] == failure.exit_code
     assert error.evidence["output"] == failure.output.splitlines()[-20:]
+
+
+@pytest.mark.parametrize(
+    ("recording", "action", "kind"),
+    [
+        ("update-no-key", "refresh", RepositoryUntrusted),
+        ("update-expired", "refresh", RepositoryUntrusted),
+        ("update-not-valid-yet", "refresh", RepositoryUntrusted),
+        ("update-hash-mismatch", "refresh", RepositoryUntrusted),
+        ("update-unsigned", "refresh", RepositoryUntrusted),
+        ("update-no-release", "refresh", RepositoryUnreachable),
+        ("update-unresolvable", "refresh", RepositoryUnreachable),
+        ("upgrade-unmet", "upgrade", DependencyConflict),
+        ("upgrade-held-broken", "upgrade", DependencyConflict),
+        ("upgrade-postinst-failed", "upgrade", MaintainerScriptFailed),
+        ("upgrade-unpack-disk-full", "upgrade", DiskFull),
+    ],
+)
+def test_a_recorded_failure_is_explained(recording: str, action: str, kind: type[FleetError]) -> None:
+    error = explain(Failure(action, 100, recorded(f"apt-2.6-{recording}")))
+    assert error.__class__ is kind
+    assert "E: " in error.message or "post-installation" in error.message
+
+
+@given(st.sampled_from(["refresh", "upgrade"]), st.none() | st.integers(0, 255), st.text())
+def test_whatever_apt_prints_is_explained(action: str, code: int | None, output: str) -> None:
+    error = explain(Failure(action, code, output))
+    assert error.message
+    assert error.remedy
+    assert error.evidence["exit_code"] == code
 
 
 def test_a_lock_is_reported_with_its_holder() -> None:

@@ -321,7 +321,8 @@ def test_an_upgrade_without_room_is_refused_before_anything_has_changed(clock: F
 def test_the_guests_own_lists_stay_as_they_are_in_a_look_ahead(clock: FakeClock) -> None:
     guest = UpgradingGuest(clock)
     preview(guest.port, UpgradeOptions())
-    private = f"-c {PRIVATE}/apt.conf -o Dir::State::Lists={PRIVATE}/lists -o Dir::Cache={PRIVATE}/cache"
+    places = f"-o Dir::State::Lists={PRIVATE}/lists -o Dir::Cache={PRIVATE}/cache -o Dir::Log={PRIVATE}"
+    private = f"-c {PRIVATE}/apt.conf {places}"
     assert guest.programs("apt-get") == [
         f"apt-get {private} -o APT::Update::Error-Mode=any update",
         f"apt-get --simulate {private} --with-new-pkgs upgrade",
