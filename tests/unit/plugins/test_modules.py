@@ -17,8 +17,14 @@ import pytest
 from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _runner
+from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import CommandFailed
+from ansible_collections.kvm.fleet.plugins.module_utils._job import JobLook, JobState
+from ansible_collections.kvm.fleet.plugins.module_utils._packages import PackageChange
+from ansible_collections.kvm.fleet.plugins.module_utils._reboot import RebootState
 from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import STAMP
+from ansible_collections.kvm.fleet.plugins.modules import guest_upgrade
 from tests.unit.fake_agent import Call, Ending
 from tests.unit.fake_hypervisor import EMULATOR, FakeDomain, FakeHypervisor
 from tests.unit.upgrading_guest import UpgradingGuest
@@ -365,6 +371,8 @@ def test_a_command_without_end_is_a_timeout(run: Run, domain: FakeDomain) -> Non
         ("guest_exec", {"argv": ["x"], "max_output": 2_000_000}),
         ("guest_upgrade", {"timeout": 0}),
         ("guest_upgrade", {"lock_retries": -1}),
+        ("guest_upgrade", {"interval": 0}),
+        ("guest_upgrade", {"exclude": ["--allow-downgrades"]}),
         ("domain_power", {"state": "restarted", "shutdown_timeout": 0}),
         ("domain_snapshot", {"snapshot": "a/b"}),
         ("domain_snapshot", {"description": "\x1b[2J"}),
@@ -393,12 +401,121 @@ def test_an_upgrade_returns_packages_with_both_versions(
     assert result["diff"] == {"before": "bash 1\nlibssl3 1\n", "after": "bash 2\nlibssl3 2\n"}
 
 
-def test_an_upgrade_that_was_left_behind_is_a_change_to_come(
+def upgrading(hypervisor: FakeHypervisor, domain: FakeDomain, **habits: Any) -> UpgradingGuest:
+    guest = UpgradingGuest(hypervisor.clock, **habits)
+    domain.agent.program = guest.agent.program
+    return guest
+
+
+def test_an_upgrade_tells_what_it_kept_back_and_what_is_left_to_compare(
     run: Run, hypervisor: FakeHypervisor, domain: FakeDomain
 ) -> None:
-    domain.agent.program = UpgradingGuest(hypervisor.clock, left="running", duration=60).agent.program
+    guest = upgrading(hypervisor, domain)
+    guest.review = ["/etc/bash.bashrc.dpkg-dist"]
+    result = run("guest_upgrade", name="web1", exclude=["libssl*"])
+    assert [package["name"] for package in result["packages"]] == ["bash"]
+    assert result["kept_back"] == [{"name": "libssl3", "reason": "excluded"}]
+    assert result["config_files"] == ["/etc/bash.bashrc.dpkg-dist"]
+    assert (result["package_manager"], result["finished"], result["progress"]) == ("apt", True, None)
+
+
+@pytest.mark.parametrize("left", ["running", "cut_off", "ended 0"])
+def test_an_upgrade_that_was_left_behind_is_a_change_to_come(
+    run: Run, hypervisor: FakeHypervisor, domain: FakeDomain, left: str
+) -> None:
+    upgrading(hypervisor, domain, left=left, duration=60)
     result = run("guest_upgrade", name="web1", check=True)
-    assert (result["changed"], result["unfinished"]) == (True, "running")
+    assert (result["changed"], result["unfinished"]) == (True, left.partition(" ")[0])
+
+
+def test_after_the_interval_a_task_tells_how_far_the_upgrade_is_and_the_next_one_its_result(
+    run: Run, hypervisor: FakeHypervisor, domain: FakeDomain
+) -> None:
+    guest = upgrading(hypervisor, domain, duration=40)
+    guest.progress = ["pmstatus:bash:42.8:Unpacking bash (amd64)"]
+    first, second = (run("guest_upgrade", name="web1", run="mine", interval=30) for _task in range(2))
+    assert (first["changed"], first["finished"], first["unfinished"]) == (True, False, "running")
+    assert first["progress"].pop("elapsed") == pytest.approx(30, abs=1)
+    assert first["progress"] == {"percent": 42, "package": "bash", "activity": "Unpacking bash (amd64)"}
+    assert (second["finished"], len(second["packages"]), len(guest.jobs)) == (True, 2, 1)
+    # What the one returns, the other does as well: a play may read either.
+    assert set(second) - set(first) <= {"diff"}
+
+
+def test_the_journal_is_removed_once_everything_is_told_and_not_before(
+    run: Run, hypervisor: FakeHypervisor, domain: FakeDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = upgrading(hypervisor, domain)
+
+    def fail(_agent: GuestAgent) -> RebootState:
+        raise CommandFailed("no", remedy="None.")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(guest_upgrade, "reboot_state", fail)
+        assert run("guest_upgrade", name="web1", run="mine")["error_code"] == "command_failed"
+    assert guest.look.state is JobState.ENDED
+    told = run("guest_upgrade", name="web1", run="mine")
+    assert [package["name"] for package in told["packages"]] == ["bash", "libssl3"]
+    assert guest.look == JobLook(JobState.NONE)
+    assert len(guest.jobs) == 1
+
+
+def test_a_failed_upgrade_fails_the_task_and_is_repaired_by_another_run(
+    run: Run, hypervisor: FakeHypervisor, domain: FakeDomain
+) -> None:
+    guest = upgrading(hypervisor, domain, left="ended 100", left_by="mine", interrupted=True)
+    assert run("guest_upgrade", name="web1", run="mine")["error_code"] == "upgrade_failed"
+    assert guest.jobs == []
+    assert len(run("guest_upgrade", name="web1", run="another")["packages"]) == 2
+    assert guest.kinds == ["repair", "upgrade"]
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_a_package_manager_that_the_guest_has_not_is_refused(
+    run: Run, hypervisor: FakeHypervisor, domain: FakeDomain, check: bool
+) -> None:
+    guest = upgrading(hypervisor, domain)
+    result = run("guest_upgrade", name="web1", package_manager="zypper", check=check)
+    assert result["error_code"] == "package_manager_unknown"
+    assert (guest.jobs, guest.programs("apt-get")) == ([], [])
+
+
+@pytest.mark.parametrize("check", [True, False])
+def test_an_upgrade_without_room_or_without_the_lock_is_refused_in_check_mode_too(
+    run: Run, hypervisor: FakeHypervisor, domain: FakeDomain, check: bool
+) -> None:
+    guest = upgrading(hypervisor, domain)
+    guest.free = b"free 100 /var\nfree 100 /\nfree 100 /\nkernel 0\n"
+    assert run("guest_upgrade", name="web1", check=check)["error_code"] == "disk_full"
+    guest.locked_for = 10**6
+    guest.held = b"/var/lib/dpkg/lock\t7\t1\t100.0\tapt\n"
+    result = run("guest_upgrade", name="web1", check=check, lock_retries=1, lock_delay=1)
+    assert (result["error_code"], result["transient"]) == ("package_manager_locked", True)
+    assert guest.jobs == []
+
+
+def test_an_agent_that_is_just_being_restarted_does_not_fail_the_task(
+    run: Run, hypervisor: FakeHypervisor, domain: FakeDomain
+) -> None:
+    """An upgrade restarts it at any moment, also between two tasks that follow the upgrade."""
+    upgrading(hypervisor, domain)
+    domain.agent.silent = True
+    hypervisor.clock.after(40, lambda: setattr(domain.agent, "silent", False))
+    assert len(run("guest_upgrade", name="web1")["packages"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("packages", "lines"),
+    [
+        ((), ("", "")),
+        ((PackageChange("a", "all", "1", "2"),), ("a 1\n", "a 2\n")),
+        ((PackageChange("a", "all", None, "2"), PackageChange("b", "", "1", None)), ("b 1\n", "a 2\n")),
+    ],
+)
+def test_a_difference_has_a_line_for_each_package_that_is_there(
+    packages: tuple[PackageChange, ...], lines: tuple[str, str]
+) -> None:
+    assert guest_upgrade.difference(packages) == {"before": lines[0], "after": lines[1]}
 
 
 # --- what all have in common ---------------------------------------------------------------------
