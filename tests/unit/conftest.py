@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -22,6 +23,10 @@ from tests.unit.host_agent import HostAgent, host_agent
 # Deadlines measure the machine, not the code; a fixed seed makes a failure the next run's failure too.
 settings.register_profile("fleet", deadline=None, derandomize=True, database=None)
 settings.load_profile("fleet")
+
+# Whoever started the tests in the background of a shell had SIGINT ignored, by all of their children too. What is
+# tested runs under init in a guest, where it is not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture
