@@ -118,6 +118,12 @@ class Apt:
                 break
             pins += tuple(pin(change) for change in unwanted)
             found = self._simulate(shell, (*full_upgrade(options), *pins), state)
+        else:
+            raise DependencyConflict(
+                f"apt goes on to find other ways to install what is excluded: {unwanted[-1].name} for one",
+                remedy="Exclude as well the packages that need what is excluded.",
+                evidence={"excluded": list(options.exclude)},
+            )
         kept = [*found.kept_back, *_excluded(everything, options)]
         if options.security_only:
             kept += [KeptBack(one.name, KeptReason.SECURITY_UNKNOWN) for one in found.changes if one.security is None]
@@ -339,11 +345,12 @@ _DISK_FULL = re.compile(r"No space left on device|You don't have enough free spa
 _CONFLICT = re.compile(r"unmet dependencies|held broken packages|Unable to correct problems|pkgProblemResolver")
 _UNTRUSTED = re.compile(
     r"NO_PUBKEY|EXPKEYSIG|KEYEXPIRED|REVKEYSIG|BADSIG|signatures? (?:were|was) invalid|signatures couldn't be verified"
-    r"|is not signed|is not valid yet|is expired|certificate|Hash Sum mismatch"
+    r"|is not signed|is not valid yet|is expired|certificate|unauthenticated packages"
 )
 _UNREACHABLE = re.compile(
     r"Could not resolve|Temporary failure resolving|Could not connect|Connection (?:failed|refused|timed out)"
     r"|Unable to connect|Failed to fetch|Some index files failed to download|(?:no longer|not) have a Release file"
+    r"|Hash Sum mismatch"  # a mirror that is just being renewed
 )
 
 
@@ -360,9 +367,10 @@ def explain(failure: Failure) -> FleetError:
             evidence=evidence,
         )
     first = _first_error(output)
-    if _DISK_FULL.search(output):
+    full = next((line.strip() for line in output.splitlines() if _DISK_FULL.search(line)), "")
+    if full:
         return DiskFull(
-            f"a file system of the guest is full: {first}",
+            f"a file system of the guest is full: {full}",
             remedy="Make room in the guest ('apt-get clean', old kernels, logs) and run again; what is half done is "
             "repaired first.",
             evidence=evidence,
@@ -400,8 +408,8 @@ def _explain_upgrade(output: str, first: str, evidence: Mapping[str, object]) ->
             remedy="See 'apt-get --simulate upgrade' in the guest; exclude, hold or mend the package that it names.",
             evidence=evidence,
         )
-    if not broken and _UNREACHABLE.search(output):
-        return _unreachable(first, evidence)
+    if not broken and (_UNTRUSTED.search(output) or _UNREACHABLE.search(output)):
+        return _explain_refresh(output, first, evidence)
     return UpgradeFailed(
         f"apt-get upgrade failed in the guest{culprit}: {first}",
         remedy=remedy,

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -15,6 +16,9 @@ from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError, InvalidRequest
 from ansible_collections.kvm.fleet.plugins.module_utils._exec import MAX_OUTPUT, Command, Outcome, run_command
 from ansible_collections.kvm.fleet.plugins.module_utils._packages import Installed, Prediction
+
+RUN = re.compile(r"[!-~]{1,200}")
+"""What the id of a run looks like."""
 
 SHORT_TIMEOUT = 600
 """Seconds that anything but the upgrade itself may take, such as refreshing the package lists."""
@@ -59,6 +63,8 @@ class UpgradeOptions:
             )
         elif self.interval is not None and self.interval <= 0:
             problem = f"an interval of {self.interval:g} s cannot be meant"
+        elif self.run and not RUN.fullmatch(self.run):
+            problem = f"{self.run!r} cannot be the id of a run"
         for pattern in self.exclude:
             # Patterns become arguments of package managers, where a leading dash would make options of them.
             if not pattern or pattern.startswith("-") or any(character.isspace() for character in pattern):
@@ -66,8 +72,8 @@ class UpgradeOptions:
         if problem:
             raise InvalidRequest(
                 problem,
-                remedy="Give a timeout and an interval above zero, retries and a delay of zero or more, and names of "
-                "packages.",
+                remedy="Give a timeout and an interval above zero, retries and a delay of zero or more, names of "
+                "packages, and as a run's id at most 200 characters of printable ASCII without spaces.",
             )
 
 

@@ -23,6 +23,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     GuestUnsupported,
     PackageManagerLocked,
     PackageStateInterrupted,
+    UpgradeFailed,
     UpgradeInterrupted,
     UpgradeTimeout,
 )
@@ -275,14 +276,20 @@ class _Work:
         return self._guest.manager.progress(self._status, tuple(self._log))
 
     def _stop(self, elapsed: float) -> JobLook:
-        """Have the package manager end after what it is doing now. Raises UpgradeTimeout, which says how far it came,
-        unless all was done by then: exit code 0 alone does not say so of an apt-get that was asked to stop.
+        """Have the package manager end after what it is doing now.
+
+        Raises UpgradeTimeout, which says how far it came, unless all was done by then; and the typed error behind a job
+        that failed for a reason of its own meanwhile.
         """
         agent = self._guest.agent
         _job.stop(agent)
         found = _job.wait(agent, self._guest.clock, STOP_TIMEOUT, self._take_note)
-        if found.exit_code == 0 and not predict(self._guest, self._options).changes:
+        if found.exit_code == 0 and self._nothing_is_left():
             return found
+        if found.state is JobState.CUT_OFF or found.exit_code:
+            failure = self._failure(found, _UPGRADE)
+            if not isinstance(failure, UpgradeFailed):  # what ends by being asked to has no better explanation
+                raise failure
         progress = self._progress()
         percent = "" if progress.percent is None else f"{progress.percent} %, "
         if found.state is JobState.RUNNING:
@@ -306,6 +313,13 @@ class _Work:
             remedy=remedy,
             evidence=evidence,
         )
+
+    def _nothing_is_left(self) -> bool:
+        """Whether all is upgraded: exit code 0 does not say so of an apt-get that was asked to stop."""
+        try:
+            return not predict(self._guest, self._options).changes
+        except FleetError:  # nobody knows, and that the time is over is what the user is told
+            return False
 
     def _failure(self, ended: JobLook, kind: str) -> FleetError:
         """The typed error behind a job that did not end well."""
