@@ -247,7 +247,8 @@ class Dnf:
         arguments = ("upgrade", *(("--security",) if options.security_only else ()), *excluding)
         found = self._resolve(shell, state, arguments) if options.security_only and full.rows else full
         unneeded = self._resolve(shell, state, ("autoremove",)) if options.autoremove else Simulation()
-        told = Told(facts.advising, self._advisories(shell, state) if full.rows else frozenset())
+        advised = bool(full.rows and facts.advising)
+        told = Told(facts.advising, self._advisories(shell, state) if advised else frozenset())
         changes = tuple(changes_of(found, present, told))
         gone = {(row.name, row.arch): row for row in unneeded.rows if row.action == _REMOVE}
         kept = [

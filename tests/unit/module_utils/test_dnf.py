@@ -354,7 +354,7 @@ def test_nothing_to_do_needs_no_advisories(clock: FakeClock) -> None:
 
 
 def test_what_nobody_knows_of_is_kept_back_from_a_security_upgrade(clock: FakeClock) -> None:
-    fake = FakeDnf({**ANSWERS, ("upgrade", "--security"): NOTHING, ("updateinfo",): Ending()})
+    fake = FakeDnf({("upgrade", "--security"): NOTHING, ("upgrade",): ANSWERS[("upgrade",)]})
     prediction = predicted(fake, clock, UpgradeOptions(security_only=True))
     assert prediction.changes == ()
     assert prediction.kept_back == tuple(
@@ -499,10 +499,13 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def started(program: Path, script: str, log: Path) -> subprocess.Popen[bytes]:
+def started(program: Path, script: str, log: Path, shell: str = "/bin/sh") -> subprocess.Popen[bytes]:
     """Start an upgrade as a job does, with a script in dnf's place; the locks are this machine's, nobody holds them."""
     program.write_text(f"#!/bin/sh\n{script}")
-    command = Dnf(str(program)).command(Prediction(arguments=("upgrade",)), UpgradeOptions(lock_retries=0))
+    command = (
+        shell,
+        *Dnf(str(program)).command(Prediction(arguments=("upgrade",)), UpgradeOptions(lock_retries=0))[1:],
+    )
     with log.open("ab") as output:
         return subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
 
@@ -520,9 +523,14 @@ def test_an_upgrade_ends_as_its_dnf_does(program: Path, tmp_path: Path) -> None:
     assert (tmp_path / "log").read_text().endswith("-y upgrade\n")
 
 
-def test_a_transaction_is_not_stopped(program: Path, tmp_path: Path) -> None:
+# What sh is in Fedora, and in Debian.
+SHELLS = [shell for shell in ("/bin/bash", "/bin/dash") if Path(shell).exists()]
+
+
+@pytest.mark.parametrize("shell", SHELLS)
+def test_a_transaction_is_not_stopped(program: Path, tmp_path: Path, shell: str) -> None:
     log = tmp_path / "log"
-    upgrade = started(program, "echo Running transaction\nsleep 1\necho done\n", log)
+    upgrade = started(program, "echo Running transaction\nsleep 1\necho done\n", log, shell)
     wait_for(log, "Running")
     upgrade.send_signal(signal.SIGINT)
     time.sleep(0.3)
@@ -531,9 +539,10 @@ def test_a_transaction_is_not_stopped(program: Path, tmp_path: Path) -> None:
     assert log.read_text().endswith("done\n")
 
 
-def test_what_comes_before_a_transaction_is_stopped_at_once(program: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("shell", SHELLS)
+def test_what_comes_before_a_transaction_is_stopped_at_once(program: Path, tmp_path: Path, shell: str) -> None:
     log = tmp_path / "log"
-    upgrade = started(program, f"echo $$ >{tmp_path}/pid\necho Running transaction check\nexec sleep 600\n", log)
+    upgrade = started(program, f"echo $$ >{tmp_path}/pid\necho Running transaction check\nexec sleep 600\n", log, shell)
     wait_for(log, "Running")
     upgrade.send_signal(signal.SIGINT)
     assert upgrade.wait(30) == 130
