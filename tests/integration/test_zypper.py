@@ -106,7 +106,7 @@ def upgraded(suse: Guest) -> Upgraded:
 
     suse.reset()
     before, old_files, old_agent = suse.rpm_versions(), files(suse), agent()
-    checked = module("guest_upgrade", check=True, name=suse.name)
+    checked = module("guest_upgrade", check=True, name=suse.name, exclude=["no-such-*"], autoremove=True)
     new_files = files(suse)
     result = module("guest_upgrade", name=suse.name, autoremove=True, clean=True)
     after = suse.rpm_versions()
