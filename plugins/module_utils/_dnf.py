@@ -134,34 +134,45 @@ wait_for_locks() {{
 # other meanwhile, being halted.
 _COMMAND = f"""\
 {_WAIT}
+stopped=no
 in_transaction() {{
   [ -f "/proc/$$/fd/1" ] || return 0
   grep -q '^Running transaction$' "/proc/$$/fd/1" && return 0
   holders {shlex.join(_RPM_LOCKS)} | cut -f 2 | grep -qx "$child"
 }}
-while :; do
-  wait_for_locks
-  (trap - INT QUIT; exec "$@") </dev/null &
-  child=$!
+perform() {{
   while :; do
-    wait "$child"
-    code=$?
-    kill -0 "$child" 2>/dev/null || break
-    [ "$stopping" = yes ] || continue
-    kill -STOP "$child"
-    trap '' INT
-    stopping=no
-    if in_transaction; then
-      kill -CONT "$child"
-    else
-      kill -KILL "$child"
+    wait_for_locks
+    (trap - INT QUIT; exec "$@") </dev/null &
+    child=$!
+    while :; do
       wait "$child"
-      exit {_STOPPED}
-    fi
+      code=$?
+      kill -0 "$child" 2>/dev/null || break
+      [ "$stopping" = yes ] || continue
+      kill -STOP "$child"
+      trap '' INT
+      stopping=no stopped=yes
+      if in_transaction; then
+        kill -CONT "$child"
+      else
+        kill -KILL "$child"
+        wait "$child"
+        exit {_STOPPED}
+      fi
+    done
+    [ "$code" -eq {LOCKED} ] && patient || return "$code"
+    sleep 1
   done
-  [ "$code" -eq {LOCKED} ] && patient || exit "$code"
-  sleep 1
-done
+}}
+perform "$@" || exit
+"""
+
+# What is not needed any more is told only once the upgrade is done; and not if that has not gone well, which is told
+# with an exit code by _FINISH.
+_AUTOREMOVE = """\
+[ "$stopped" = no ] && ! grep -qs '%[a-z]*([^)]*) scriptlet failed, ' "/proc/$$/fd/1" || exit 0
+perform {autoremove}
 """
 
 # What is there twice was cut off between the installation of the new one and the removal of the old one. dnf 4 fails
@@ -182,12 +193,7 @@ found=$(duplicates "$@") || exit 1
 
 # dnf 4 calls an upgrade a success in which a script of a package failed.
 _FINISH = """\
-scripts_went_well() { ! grep -q '%[a-z]*([^)]*) scriptlet failed, ' log; }
-[ "$code" -ne 0 ] || scripts_went_well || code=1
-if [ "$code" -eq 0 ] && [ "$stopped" = no ] && [ "$KVM_FLEET_AUTOREMOVE" = yes ]; then
-  {dnf} -y autoremove || code=$?
-  [ "$code" -ne 0 ] || scripts_went_well || code=1
-fi
+if [ "$code" -eq 0 ] && grep -q '%[a-z]*([^)]*) scriptlet failed, ' log; then code=1; fi
 if [ "$code" -eq 0 ] && [ "$KVM_FLEET_CLEAN" = yes ]; then {dnf} clean packages || code=$?; fi
 """
 
@@ -242,11 +248,11 @@ class Dnf:
         present = self._present(shell, state)
         facts = parse_facts(shell.script(_FACTS, state, self.program).stdout.splitlines())
         everything = self._resolve(shell, state, ("upgrade",))
-        excluding = tuple(f"--exclude={pattern}" for pattern in options.exclude)
+        excluding = excluded(options)
         full = self._resolve(shell, state, ("upgrade", *excluding)) if excluding else everything
         arguments = ("upgrade", *(("--security",) if options.security_only else ()), *excluding)
         found = self._resolve(shell, state, arguments) if options.security_only and full.rows else full
-        unneeded = self._resolve(shell, state, ("autoremove",)) if options.autoremove else Simulation()
+        unneeded = self._resolve(shell, state, ("autoremove", *excluding)) if options.autoremove else Simulation()
         advised = bool(full.rows and facts.advising)
         told = Told(facts.advising, self._advisories(shell, state) if advised else frozenset())
         changes = tuple(changes_of(found, present, told))
@@ -316,7 +322,10 @@ class Dnf:
         return parse_advisories(outcome.stdout)
 
     def command(self, prediction: Prediction, options: UpgradeOptions) -> tuple[str, ...]:
-        return self._patiently(_COMMAND, options, self.program, *_STRICT, "-y", *prediction.arguments)
+        dnf = (self.program, *_STRICT, "-y")
+        autoremove = shlex.join((*dnf, "autoremove", *excluded(options)))
+        script = _COMMAND + (_AUTOREMOVE.replace("{autoremove}", autoremove) if options.autoremove else "")
+        return self._patiently(script, options, *dnf, *prediction.arguments)
 
     def repair(self, options: UpgradeOptions) -> tuple[str, ...]:
         return self._patiently(_REPAIR, options, self.program, *_STRICT)
@@ -332,6 +341,11 @@ class Dnf:
 
     def explain(self, failure: Failure) -> FleetError:
         return explain(failure)
+
+
+def excluded(options: UpgradeOptions) -> tuple[str, ...]:
+    """Options that leave packages alone: what is installed is not removed either."""
+    return tuple(f"--exclude={pattern}" for pattern in options.exclude)
 
 
 def private_state(directory: str) -> tuple[str, ...]:

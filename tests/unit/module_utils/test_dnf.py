@@ -11,6 +11,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -487,7 +488,8 @@ def shell_syntax(text: str) -> int:
 def test_all_shell_texts_are_ones() -> None:
     dnf = Dnf()
     texts = [dnf.state_script, dnf.records, dnf.prepare, dnf.finish, _dnf._FACTS, _dnf._REFRESH]
-    texts += [dnf.command(Prediction(), UpgradeOptions())[2], dnf.repair(UpgradeOptions())[2]]
+    options = UpgradeOptions(autoremove=True, exclude=("it's",))
+    texts += [dnf.command(Prediction(), options)[2], dnf.repair(options)[2]]
     assert [shell_syntax(text) for text in texts] == [0] * len(texts)
 
 
@@ -499,13 +501,15 @@ def program(tmp_path: Path) -> Path:
     return path
 
 
-def started(program: Path, script: str, log: Path, shell: str = "/bin/sh") -> subprocess.Popen[bytes]:
+NOW = UpgradeOptions(lock_retries=0)
+
+
+def started(
+    program: Path, script: str, log: Path, shell: str = "/bin/sh", options: UpgradeOptions = NOW
+) -> subprocess.Popen[bytes]:
     """Start an upgrade as a job does, with a script in dnf's place; the locks are this machine's, nobody holds them."""
     program.write_text(f"#!/bin/sh\n{script}")
-    command = (
-        shell,
-        *Dnf(str(program)).command(Prediction(arguments=("upgrade",)), UpgradeOptions(lock_retries=0))[1:],
-    )
+    command = (shell, *Dnf(str(program)).command(Prediction(arguments=("upgrade",)), options)[1:])
     with log.open("ab") as output:
         return subprocess.Popen(command, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
 
@@ -554,6 +558,38 @@ def test_a_lock_that_dnf_met_is_waited_for_no_longer_than_allowed(program: Path,
     assert started(program, "exit 200", tmp_path / "log").wait(30) == 200
 
 
+UNNEEDED = replace(NOW, autoremove=True, exclude=("a b*", "c'd"))
+
+
+def test_what_is_not_needed_any_more_is_removed_after_the_upgrade(program: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    assert started(program, "printf '%s\\n' \"$@\" ---", log, options=UNNEEDED).wait(30) == 0
+    upgrade, autoremove, _rest = log.read_text().split("---\n")
+    assert upgrade.endswith("-y\nupgrade\n")
+    assert autoremove.endswith("-y\nautoremove\n--exclude=a b*\n--exclude=c'd\n")
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [("echo once; exit 3", 3), ("echo once; echo 'warning: %post(a-1-1.noarch) scriptlet failed, signal 15'", 0)],
+)
+def test_nothing_is_removed_after_an_upgrade_that_did_not_go_well(
+    program: Path, tmp_path: Path, script: str, code: int
+) -> None:
+    log = tmp_path / "log"
+    assert started(program, script, log, options=UNNEEDED).wait(30) == code
+    assert log.read_text().splitlines().count("once") == 1
+
+
+def test_nothing_is_removed_after_a_stop(program: Path, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    upgrade = started(program, "echo Running transaction\nsleep 1\necho once\n", log, options=UNNEEDED)
+    wait_for(log, "Running")
+    upgrade.send_signal(signal.SIGINT)
+    assert upgrade.wait(30) == 0
+    assert log.read_text().splitlines().count("once") == 1
+
+
 def finished(journal: Path, log: str, code: int = 0, /, **options: str) -> tuple[int, str]:
     """The exit code that 'finish' leaves, and what it had dnf do."""
     (journal / "log").write_text(log)
@@ -561,8 +597,8 @@ def finished(journal: Path, log: str, code: int = 0, /, **options: str) -> tuple
     dnf = journal / "dnf"
     dnf.write_text(f'#!/bin/sh\nfor last; do :; done\necho "$last" >>{journal}/called\n')
     dnf.chmod(0o755)
-    settings = {"KVM_FLEET_AUTOREMOVE": "no", "KVM_FLEET_CLEAN": "no", "KVM_FLEET_CONFFILES": "keep", **options}
-    text = f'code={code} stopped={settings.pop("stopped", "no")}\n{Dnf().finish}\nexit "$code"'
+    settings = {"KVM_FLEET_CLEAN": "no", "KVM_FLEET_CONFFILES": "keep", **options}
+    text = f'code={code}\n{Dnf().finish}\nexit "$code"'
     environment = {"PATH": f"{journal}:/usr/bin:/bin", **settings}
     ran = subprocess.run(["/bin/sh", "-c", text], cwd=journal, env=environment, check=False)
     called = journal / "called"
@@ -573,10 +609,8 @@ def finished(journal: Path, log: str, code: int = 0, /, **options: str) -> tuple
     ("log", "options", "expected"),
     [
         ("Complete!\n", {}, (0, "")),
-        ("Complete!\n", {"KVM_FLEET_AUTOREMOVE": "yes"}, (0, "autoremove\n")),
-        ("Complete!\n", {"KVM_FLEET_AUTOREMOVE": "yes", "stopped": "yes"}, (0, "")),
         ("Complete!\n", {"KVM_FLEET_CLEAN": "yes"}, (0, "packages\n")),
-        ("warning: %post(a-1-1.noarch) scriptlet failed, exit status 1\n", {"KVM_FLEET_AUTOREMOVE": "yes"}, (1, "")),
+        ("warning: %post(a-1-1.noarch) scriptlet failed, exit status 1\n", {"KVM_FLEET_CLEAN": "yes"}, (1, "")),
     ],
 )
 def test_what_is_left_to_do_is_done_if_all_went_well(
@@ -587,7 +621,7 @@ def test_what_is_left_to_do_is_done_if_all_went_well(
 
 def test_a_failed_upgrade_keeps_its_code(tmp_path: Path) -> None:
     log = "%post(a-1-1.noarch) scriptlet failed, signal 15\n"
-    assert finished(tmp_path, log, 3, KVM_FLEET_AUTOREMOVE="yes", KVM_FLEET_CLEAN="yes") == (3, "")
+    assert finished(tmp_path, log, 3, KVM_FLEET_CLEAN="yes") == (3, "")
 
 
 # --- progress ------------------------------------------------------------------------------------
