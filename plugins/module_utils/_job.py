@@ -394,7 +394,9 @@ def start(agent: GuestAgent, job: Job) -> None:
     script = job_script(job)
     argv = ("/bin/sh", "-c", _START, "sh", JOURNAL, UNIT, job.run, _SYSTEMD)
     outcome = run_command(agent, Command(argv, stdin=script.encode("utf-8"), timeout=STEP_TIMEOUT))
-    if outcome.exit_code != 0:
+    # A start whose answer got lost on its way may have been asked for again.
+    ours = outcome.exit_code == _ALREADY_RUNNING and outcome.stdout.strip() == job.run
+    if outcome.exit_code != 0 and not ours:
         raise _not_started(outcome)
 
 

@@ -288,7 +288,8 @@ class _Work:
             return found
         if found.state is JobState.CUT_OFF or found.exit_code:
             failure = self._failure(found, _UPGRADE)
-            if not isinstance(failure, UpgradeFailed):  # what ends by being asked to has no better explanation
+            # What ends by being asked to may have been waiting for a lock or a repository, or says nothing at all.
+            if not (failure.transient or isinstance(failure, UpgradeFailed)):
                 raise failure
         progress = self._progress()
         percent = "" if progress.percent is None else f"{progress.percent} %, "

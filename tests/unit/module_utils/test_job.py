@@ -557,6 +557,17 @@ def test_of_jobs_that_start_at_once_just_one_runs(guest: GuestAgent, tmp_path: P
     assert (tmp_path / "begun").read_text(encoding="utf-8") == "\n"
 
 
+def test_a_start_that_is_asked_for_again_by_the_same_run_is_one_start(guest: GuestAgent, tmp_path: Path) -> None:
+    go = tmp_path / "go"
+    job = a_job("/bin/sh", "-c", f"echo >>{tmp_path}/begun; {until(go)}")
+    start(guest, job)
+    wait_for((tmp_path / "begun").exists)
+    start(guest, job)
+    go.touch()
+    assert to_its_end(guest).exit_code == 0
+    assert (tmp_path / "begun").read_text(encoding="utf-8") == "\n"
+
+
 def test_a_job_that_is_killed_was_cut_off(guest: GuestAgent, journal: Path, tmp_path: Path) -> None:
     go = tmp_path / "go"
     start(guest, a_job("/bin/sh", "-c", f"echo begun; {until(go)}", prepare="echo one >before"))
@@ -564,7 +575,7 @@ def test_a_job_that_is_killed_was_cut_off(guest: GuestAgent, journal: Path, tmp_
     os.kill(wrapper_of(journal), signal.SIGKILL)
     assert look(guest).state is JobState.RUNNING, "its command is still there"
     with pytest.raises(UpgradeRunning):
-        start(guest, a_job())
+        start(guest, a_job(run="run-2"))
     go.touch()
     assert to_its_end(guest).state is JobState.CUT_OFF
     start(guest, a_job())
