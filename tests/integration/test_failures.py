@@ -105,7 +105,7 @@ def test_a_failed_upgrade_fails_the_run(together: Ran) -> None:
 
 def test_a_failed_upgrade_names_the_package_and_the_way_back(together: Ran) -> None:
     record = together.run.records[together.broken.name]
-    assert (record["outcome"], record["error"]["error_code"]) == ("failed", "upgrade_failed")
+    assert (record["outcome"], record["error"]["error_code"]) == ("failed", "maintainer_script_failed")
     assert record["error"]["task"] == "Upgrade the packages"
     paragraph = "\n".join(together.run.paragraph(together.broken.name))
     assert paragraph.startswith(f"✗ {together.broken.name}\n  Error: ")

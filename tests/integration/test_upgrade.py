@@ -62,7 +62,8 @@ def checked(pair: Pair, status_before: PlaybookRun) -> Ran:
 @pytest.fixture(scope="module")
 def upgraded(pair: Pair, checked: Ran) -> Ran:
     assert checked.run.exit_code == 0, checked.run.output
-    return Ran(playbook("upgrade", guests=names(pair)), looks(pair))
+    variables = {"upgrade_progress_interval": 2}
+    return Ran(playbook("upgrade", guests=names(pair), variables=variables), looks(pair))
 
 
 @pytest.fixture(scope="module")
@@ -226,6 +227,12 @@ def test_guests_are_upgraded_one_at_a_time(pair: Pair, upgraded: Ran) -> None:
     assert upgraded.run.output.count(task) == len(pair)
 
 
+def test_the_play_tells_how_far_each_guest_is(pair: Pair, upgraded: Ran) -> None:
+    for guest in pair:
+        line = rf"^{re.escape(guest.name)}: (\d+ %, \S.*|working), after \d+s$"
+        assert re.search(line, upgraded.run.output, re.MULTILINE), upgraded.run.output
+
+
 def test_summary_of_the_upgrade(pair: Pair, upgraded: Ran) -> None:
     expected = [re.escape(RULE), r"UPGRADE SUMMARY: 2 VM\(s\) processed", re.escape(RULE)]
     for guest in pair:
@@ -234,6 +241,7 @@ def test_summary_of_the_upgrade(pair: Pair, upgraded: Ran) -> None:
             r"  Packages upgraded: 5 \(1 new\)",
             "  Restarted: yes",
             "  QEMU drift: resolved",
+            "  To compare: /etc/lab-config.conf.dpkg-dist",
             f"  Snapshot: {SNAPSHOT.pattern}",
             r"  Duration: (\d+m)?\d+s",
             "",
