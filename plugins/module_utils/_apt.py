@@ -10,16 +10,12 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ansible_collections.kvm.fleet.plugins.module_utils import _failures
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     DependencyConflict,
-    DiskFull,
     FleetError,
     MaintainerScriptFailed,
-    PackageListsFailed,
-    PackageManagerLocked,
     PackageStateInterrupted,
-    RepositoryUnreachable,
-    RepositoryUntrusted,
     UpgradeFailed,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._exec import last_lines
@@ -37,6 +33,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._packages import (
     Prediction,
     Room,
     installed,
+    named_once,
 )
 
 RECORDS_FORMAT = "${Package}\\t${Architecture}\\t${Version}\\t${db:Status-Status}\\n"
@@ -130,7 +127,7 @@ class Apt:
             found = self._security_updates(shell, found, options, pins, state)
         room = self._room(shell, found, state) if found.changes else Room()
         upgraded = {change.name for change in found.changes}
-        kept_back = _named_once((one for one in kept if one.name not in upgraded), held)
+        kept_back = named_once(_held_rather(one, held) for one in kept if one.name not in upgraded)
         return replace(found, kept_back=kept_back, room=room)
 
     def _security_updates(
@@ -239,13 +236,11 @@ def _excluded(everything: Prediction, options: UpgradeOptions) -> list[KeptBack]
     return [KeptBack(name, KeptReason.EXCLUDED) for name in excluded]
 
 
-def _named_once(kept: Iterable[KeptBack], held: frozenset[str]) -> tuple[KeptBack, ...]:
-    """Each package with the first reason that was found for it; on hold is the better reason than dependencies."""
-    reasons: dict[str, KeptReason] = {}
-    for one in kept:
-        reason = KeptReason.HELD if one.name in held and one.reason is KeptReason.DEPENDENCIES else one.reason
-        reasons.setdefault(one.name, reason)
-    return tuple(KeptBack(name, reason) for name, reason in reasons.items())
+def _held_rather(kept: KeptBack, held: frozenset[str]) -> KeptBack:
+    """On hold is a better reason than dependencies, which is what apt tells."""
+    if kept.name in held and kept.reason is KeptReason.DEPENDENCIES:
+        return KeptBack(kept.name, KeptReason.HELD)
+    return kept
 
 
 _INSTALL = re.compile(r"Inst (\S+) (?:\[([^\]]+)\] )?\((\S+) (.*?)\s*\[([^\]]+)\]\)")
@@ -359,7 +354,8 @@ def explain(failure: Failure) -> FleetError:
     output = failure.output
     evidence: dict[str, object] = {"exit_code": failure.exit_code, "output": list(last_lines(output))}
     if _LOCKED.search(output):
-        return _explain_lock(output, evidence)
+        path, pid, program = ([*_HOLDER.findall(output), ("the package manager", "", "")])[0]
+        return _failures.locked_by(path, pid, program, evidence)
     if "dpkg was interrupted" in output:
         return PackageStateInterrupted(
             "an earlier package operation in the guest was interrupted",
@@ -369,26 +365,10 @@ def explain(failure: Failure) -> FleetError:
     first = _first_error(output)
     full = next((line.strip() for line in output.splitlines() if _DISK_FULL.search(line)), "")
     if full:
-        return DiskFull(
-            f"a file system of the guest is full: {full}",
-            remedy="Make room in the guest ('apt-get clean', old kernels, logs) and run again; what is half done is "
-            "repaired first.",
-            evidence=evidence,
-        )
+        return _failures.full(full, "apt-get clean", evidence)
     if failure.action == "refresh":
         return _explain_refresh(output, first, evidence)
     return _explain_upgrade(output, first, evidence)
-
-
-def _explain_lock(output: str, evidence: Mapping[str, object]) -> FleetError:
-    path, pid, program = ([*_HOLDER.findall(output), ("the package manager", "", "")])[0]
-    holder = f" by process {pid} ({program})" if pid else ""
-    return PackageManagerLocked(
-        f"{path} is locked{holder} in the guest",
-        remedy="Let the other package manager finish and run again; more or longer retries wait for it "
-        "(lock_retries, lock_delay).",
-        evidence={**evidence, "lock": path, "holder_pid": int(pid) if pid else None, "holder": program or None},
-    )
 
 
 def _explain_upgrade(output: str, first: str, evidence: Mapping[str, object]) -> FleetError:
@@ -419,26 +399,10 @@ def _explain_upgrade(output: str, first: str, evidence: Mapping[str, object]) ->
 
 def _explain_refresh(output: str, first: str, evidence: Mapping[str, object]) -> FleetError:
     if _UNTRUSTED.search(output):
-        return RepositoryUntrusted(
-            f"the guest does not trust one of its repositories: {first}",
-            remedy="Renew the repository's key in the guest, and see that the guest's clock is right.",
-            evidence=evidence,
-        )
+        return _failures.untrusted(first, evidence)
     if _UNREACHABLE.search(output):
-        return _unreachable(first, evidence)
-    return PackageListsFailed(
-        f"apt-get update failed in the guest: {first}",
-        remedy="See that the guest reaches its repositories and trusts their keys.",
-        evidence=evidence,
-    )
-
-
-def _unreachable(first: str, evidence: Mapping[str, object]) -> FleetError:
-    return RepositoryUnreachable(
-        f"the guest does not reach one of its repositories: {first}",
-        remedy="See the guest's network, name service and proxy, and that the repository is still there.",
-        evidence=evidence,
-    )
+        return _failures.unreachable(first, evidence)
+    return _failures.lists_failed("apt-get update", first, evidence)
 
 
 def _package_of(named: str) -> str:
@@ -449,7 +413,4 @@ def _package_of(named: str) -> str:
 
 
 def _first_error(output: str) -> str:
-    lines = output.splitlines()
-    errors = [line for line in lines if line.startswith("E: ")]
-    shown: Sequence[str] = errors or last_lines(output, 1) or ("it printed nothing",)
-    return shown[0]
+    return _failures.first_of([line for line in output.splitlines() if line.startswith("E: ")], output)

@@ -15,6 +15,7 @@ import shlex
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ansible_collections.kvm.fleet.plugins.module_utils import _failures
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     DependencyConflict,
     DiskFull,
@@ -34,6 +35,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._manager import (
     Progress,
     Shell,
     UpgradeOptions,
+    percent,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._packages import (
     Installed,
@@ -42,8 +44,15 @@ from ansible_collections.kvm.fleet.plugins.module_utils._packages import (
     PackageChange,
     Prediction,
     Room,
+    named_once,
 )
-from ansible_collections.kvm.fleet.plugins.module_utils._rpm import PREPARE, RECORDS, REPLACE_CONFFILES, parse_records
+from ansible_collections.kvm.fleet.plugins.module_utils._rpm import (
+    PREPARE,
+    RECORDS,
+    REPLACE_CONFFILES,
+    RPM_LOCKS,
+    parse_records,
+)
 
 _ENVIRONMENT = {
     "LC_ALL": "C",
@@ -51,15 +60,14 @@ _ENVIRONMENT = {
     "PYTHONUNBUFFERED": "1",
 }
 
-# dnf 4 keeps a pid in a file; dnf 5 and rpm lock files. rpm's database is in one of two places.
+# dnf 4 keeps a pid in a file; dnf 5 and rpm lock files.
 _PID_LOCKS = (
     "/var/lib/dnf/rpmdb_lock.pid",
     "/var/cache/dnf/metadata_lock.pid",
     "/var/cache/dnf/download_lock.pid",
     "/var/log/log_lock.pid",
 )
-_RPM_LOCKS = ("/var/lib/rpm/.rpm.lock", "/usr/lib/sysimage/rpm/.rpm.lock")
-_LOCKS = (*_PID_LOCKS, "/var/lib/dnf/system-repo.lock", "/run/dnf/rpmtransaction.lock", *_RPM_LOCKS)
+_LOCKS = (*_PID_LOCKS, "/var/lib/dnf/system-repo.lock", "/run/dnf/rpmtransaction.lock", *RPM_LOCKS)
 
 LOCKED = 200
 """dnf 4's own exit code for a lock that it was told not to wait for."""
@@ -138,7 +146,7 @@ stopped=no
 in_transaction() {{
   [ -f "/proc/$$/fd/1" ] || return 0
   grep -q '^Running transaction$' "/proc/$$/fd/1" && return 0
-  holders {shlex.join(_RPM_LOCKS)} | cut -f 2 | grep -qx "$child"
+  holders {shlex.join(RPM_LOCKS)} | cut -f 2 | grep -qx "$child"
 }}
 perform() {{
   while :; do
@@ -271,7 +279,7 @@ class Dnf:
                 *(change for change in changes if (change.name, change.arch) not in gone),
                 *(PackageChange(row.name, row.arch, row.version, None) for row in gone.values()),
             ),
-            kept_back=_named_once(kept),
+            kept_back=named_once(kept),
             room=found.room,
             arguments=arguments,
         )
@@ -528,14 +536,6 @@ def _skipped(simulation: Simulation, present: Installed) -> list[KeptBack]:
     return [KeptBack(name, KeptReason.DEPENDENCIES) for name in simulation.skipped if name in there]
 
 
-def _named_once(kept: Iterable[KeptBack]) -> tuple[KeptBack, ...]:
-    """Each package with the first reason that was found for it."""
-    reasons: dict[str, KeptReason] = {}
-    for one in kept:
-        reasons.setdefault(one.name, one.reason)
-    return tuple(KeptBack(name, reason) for name, reason in reasons.items())
-
-
 _SIZE = r"(\d{1,12}(?:\.\d{1,3})?)\s*([kKMGT]?)(?:iB|B)?"
 # dnf 4 tells of both only if there is something to download or nothing is upgraded. dnf 5 tells how much is unpacked.
 _DOWNLOAD = re.compile(
@@ -588,12 +588,8 @@ def parse_progress(log: Sequence[str]) -> Progress:
         else:
             continue
         package = _name_of(named)
-        return Progress(_percent(done, total), package, f"{activity or 'Downloading'} {package}".strip())
+        return Progress(percent(done, total), package, f"{activity or 'Downloading'} {package}".strip())
     return Progress()
-
-
-def _percent(done: str, total: str) -> int | None:
-    return min(100, 100 * int(done) // int(total)) if int(total) else None
 
 
 _CUT = re.compile(r"(.+?)-\d+:.*")
@@ -640,9 +636,8 @@ _CAUSES = (
             r"|Curl error \(23\)"
         ),
         DiskFull,
-        "a file system of the guest is full",
-        "Make room in the guest ('dnf clean packages', old kernels, logs) and run again; what is half done is repaired "
-        "first.",
+        _failures.FULL,
+        _failures.full_remedy("dnf clean packages"),
     ),
     Cause(
         re.compile(r"^Error:\s*\n Problem|^Failed to resolve the transaction", re.MULTILINE),
@@ -663,8 +658,8 @@ _CAUSES = (
             r"|Signature verification failed|is not signed|[Cc]ertificate|checksum doesn't match|incorrect checksum"
         ),
         RepositoryUntrusted,
-        "the guest does not trust one of its repositories",
-        "Renew the repository's key in the guest, and see that the guest's clock is right.",
+        _failures.UNTRUSTED,
+        _failures.UNTRUSTED_REMEDY,
     ),
     Cause(
         re.compile(
@@ -672,8 +667,8 @@ _CAUSES = (
             r"|Cannot prepare internal mirrorlist"
         ),
         RepositoryUnreachable,
-        "the guest does not reach one of its repositories",
-        "See the guest's network, name service and proxy, and that the repository is still there.",
+        _failures.UNREACHABLE,
+        _failures.UNREACHABLE_REMEDY,
     ),
 )
 _UNKNOWN = {
@@ -681,7 +676,7 @@ _UNKNOWN = {
         re.compile(""),
         PackageListsFailed,
         "dnf makecache failed in the guest",
-        "See that the guest reaches its repositories and trusts their keys.",
+        _failures.LISTS_REMEDY,
     ),
     "upgrade": Cause(
         re.compile(""),
@@ -715,14 +710,7 @@ def _locked(output: str, evidence: Mapping[str, object]) -> PackageManagerLocked
     holder = told[0].groupdict() if told else {}
     rpm = _RPM_LOCKED.search(output)
     lock = holder.get("lock") or (rpm.group(1) if rpm else "the package manager")
-    pid, program = holder.get("pid"), holder.get("program")
-    by = f" by process {pid}{f' ({program})' if program else ''}" if pid else ""
-    return PackageManagerLocked(
-        f"{lock} is locked{by} in the guest",
-        remedy="Let the other package manager finish and run again; more or longer retries wait for it "
-        "(lock_retries, lock_delay).",
-        evidence={**evidence, "lock": lock, "holder_pid": int(pid) if pid else None, "holder": program or None},
-    )
+    return _failures.locked_by(lock, holder.get("pid"), holder.get("program"), evidence)
 
 
 def _interrupted(evidence: Mapping[str, object]) -> PackageStateInterrupted:
@@ -746,5 +734,4 @@ def _first_error(output: str) -> str:
         if line.strip() == "Error:" or line.startswith("Failed to resolve"):
             return " ".join(word.strip() for word in lines[number + 1 : number + 3]) or line
     errors = [line.strip() for line in lines if _ERROR.match(line) and not line.endswith(":")]
-    shown: Sequence[str] = errors or last_lines(output, 1) or ("it printed nothing",)
-    return shown[0]
+    return _failures.first_of(errors, output)

@@ -114,6 +114,11 @@ class Progress:
     activity: str = ""
 
 
+def percent(done: str, total: str) -> int | None:
+    """How much is done, of two numbers in a log; None where there is nothing to do."""
+    return min(100, 100 * int(done) // int(total)) if int(total) else None
+
+
 class PackageManager(Protocol):
     """A package manager, by what an upgrade needs of it. It keeps no state and runs nothing by itself.
 

@@ -51,6 +51,14 @@ class KeptBack:
     reason: KeptReason
 
 
+def named_once(kept: Iterable[KeptBack]) -> tuple[KeptBack, ...]:
+    """Each package with the first reason that was found for it."""
+    reasons: dict[str, KeptReason] = {}
+    for one in kept:
+        reasons.setdefault(one.name, one.reason)
+    return tuple(KeptBack(name, reason) for name, reason in reasons.items())
+
+
 @dataclass(frozen=True)
 class Room:
     """Bytes that an upgrade needs: to download packages, and to unpack them beside what is installed."""

@@ -10,6 +10,9 @@ from collections.abc import Iterable
 
 from ansible_collections.kvm.fleet.plugins.module_utils._packages import Installed, installed
 
+RPM_LOCKS = ("/var/lib/rpm/.rpm.lock", "/usr/lib/sysimage/rpm/.rpm.lock")
+"""The lock of rpm's own transactions, which is where its database is. On SUSE the first leads to the second."""
+
 RECORDS = "rpm -qa --qf '%{NAME}\\t%{ARCH}\\t%{EVR}\\n'"
 """Shell text that prints the package database."""
 

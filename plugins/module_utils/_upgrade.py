@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _job
+from ansible_collections.kvm.fleet.plugins.module_utils import _failures, _job
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import Clock, Deadline, pause
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
@@ -134,11 +134,7 @@ def predict(guest: Guest, options: UpgradeOptions, state: str = "") -> Predictio
 def _require_no_lock(guest: Guest) -> None:
     found = holders(guest.agent, guest.manager.locks)
     if found:
-        raise PackageManagerLocked(
-            f"{found[0].lock} is locked in the guest",
-            remedy="Let the other package manager finish and run again; more or longer retries wait for it "
-            "(lock_retries, lock_delay).",
-        )
+        raise _failures.locked(found[0].lock, {})
 
 
 def _patiently(guest: Guest, options: UpgradeOptions, attempt: Callable[[], None]) -> None:

@@ -13,16 +13,12 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from ansible_collections.kvm.fleet.plugins.module_utils import _failures
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     DependencyConflict,
-    DiskFull,
     FleetError,
     MaintainerScriptFailed,
-    PackageListsFailed,
-    PackageManagerLocked,
     PackageStateInterrupted,
-    RepositoryUnreachable,
-    RepositoryUntrusted,
     UpgradeFailed,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._exec import Outcome, last_lines
@@ -33,6 +29,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._manager import (
     Progress,
     Shell,
     UpgradeOptions,
+    percent,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._packages import (
     Installed,
@@ -43,16 +40,13 @@ from ansible_collections.kvm.fleet.plugins.module_utils._packages import (
     Room,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._rpm import PREPARE as RPM_PREPARE
-from ansible_collections.kvm.fleet.plugins.module_utils._rpm import RECORDS, REPLACE_CONFFILES, parse_records
+from ansible_collections.kvm.fleet.plugins.module_utils._rpm import RECORDS, REPLACE_CONFFILES, RPM_LOCKS, parse_records
 
 _NO_SOLUTION, _REBOOT_NEEDED, _RESTART_NEEDED, _NOT_FOUND, _INTERRUPTED = 4, 102, 103, 104, 105
 _REPOSITORY_SKIPPED, _SCRIPT_FAILED = 106, 107
 
 _DONE = (0, _REBOOT_NEEDED, _RESTART_NEEDED)
 """What zypper exits with when it has done, or would do, what it was asked for."""
-
-# On SUSE the first is a link to the directory of the second.
-_RPM_LOCKS = ("/var/lib/rpm/.rpm.lock", "/usr/lib/sysimage/rpm/.rpm.lock")
 
 # Skipped by default where nobody can answer: every patch that wants a reboot, and so each one of a kernel.
 _SECURITY_PATCHES = ("patch", "--category", "security", "--with-interactive")
@@ -192,7 +186,7 @@ class Zypper:
 
     name: str = "zypper"
     environment: Mapping[str, str] = field(default_factory=lambda: {"LC_ALL": "C"})
-    locks: tuple[str, ...] = ("/run/zypp.pid", *_RPM_LOCKS)
+    locks: tuple[str, ...] = ("/run/zypp.pid", *RPM_LOCKS)
     state_script: str = 'mkdir -p "$1/cache"\n'
     records: str = RECORDS
     prepare: str = _PREPARE
@@ -200,9 +194,9 @@ class Zypper:
 
     def refresh(self, shell: Shell, state: str) -> None:
         # zypper takes no notice of rpm's lock until it has downloaded everything, and then fails.
-        busy = holders(shell.agent, _RPM_LOCKS)
+        busy = holders(shell.agent, RPM_LOCKS)
         if busy:
-            raise _locked(f"{busy[0].lock} is locked in the guest", {"lock": busy[0].lock})
+            raise _failures.locked(busy[0].lock, {"lock": busy[0].lock})
         outcome = _zypper(shell, state, "refresh")
         if outcome.exit_code != 0:
             raise explain(Failure("refresh", outcome.exit_code, outcome.stdout + outcome.stderr))
@@ -433,8 +427,7 @@ def parse_progress(log: Sequence[str]) -> Progress:
             activity = "Retrieving"
         else:
             continue
-        share = min(100, int(done) * 100 // int(total)) if int(total) else None
-        return Progress(share, _name_of(package), f"{activity} {package}")
+        return Progress(percent(done, total), _name_of(package), f"{activity} {package}")
     return Progress()
 
 
@@ -471,12 +464,9 @@ def explain(failure: Failure) -> FleetError:
     first = _first_error(output)
     holder, lock = _HOLDER.search(output), _RPM_LOCK.search(output)
     if holder:
-        pid, program = holder.groups()
-        told = {**evidence, "lock": "/run/zypp.pid", "holder_pid": int(pid), "holder": program}
-        return _locked(f"/run/zypp.pid is locked by process {pid} ({program}) in the guest", told)
+        return _failures.locked_by("/run/zypp.pid", holder.group(1), holder.group(2), evidence)
     if lock:
-        told = {**evidence, "lock": lock.group(1), "holder_pid": None, "holder": None}
-        return _locked(f"{lock.group(1)} is locked in the guest", told)
+        return _failures.locked_by(lock.group(1), None, None, evidence)
     if _BROKEN_DATABASE.search(output):
         return PackageStateInterrupted(
             "the guest's package database was left half written",
@@ -484,24 +474,10 @@ def explain(failure: Failure) -> FleetError:
             evidence=evidence,
         )
     if _DISK_FULL.search(output):
-        return DiskFull(
-            f"a file system of the guest is full: {first}",
-            remedy="Make room in the guest ('zypper clean', old kernels, logs) and run again; what is half done is "
-            "repaired first.",
-            evidence=evidence,
-        )
+        return _failures.full(first, "zypper clean", evidence)
     if failure.action == "refresh":
         return _explain_refresh(output, first, evidence)
     return _explain_upgrade(failure, output, first, evidence)
-
-
-def _locked(what: str, evidence: Mapping[str, object]) -> PackageManagerLocked:
-    return PackageManagerLocked(
-        what,
-        remedy="Let the other package manager finish and run again; more or longer retries wait for it "
-        "(lock_retries, lock_delay).",
-        evidence=evidence,
-    )
 
 
 def _explain_upgrade(failure: Failure, output: str, first: str, evidence: Mapping[str, object]) -> FleetError:
@@ -534,9 +510,9 @@ def _explain_upgrade(failure: Failure, output: str, first: str, evidence: Mappin
             evidence=evidence,
         )
     if _UNTRUSTED.search(output):
-        return _untrusted(first, evidence)
+        return _failures.untrusted(first, evidence)
     if failure.exit_code == _REPOSITORY_SKIPPED or (_UNREACHABLE.search(output) and not broken):
-        return _unreachable(first, evidence)
+        return _failures.unreachable(first, evidence)
     if failure.exit_code == _RESTART_NEEDED:
         remedy = "Run again: patches for zypper itself were installed, and the others come after them."
     elif failure.exit_code == _INTERRUPTED:
@@ -550,30 +526,10 @@ def _explain_upgrade(failure: Failure, output: str, first: str, evidence: Mappin
 
 def _explain_refresh(output: str, first: str, evidence: Mapping[str, object]) -> FleetError:
     if _UNTRUSTED.search(output):
-        return _untrusted(first, evidence)
+        return _failures.untrusted(first, evidence)
     if _UNREACHABLE.search(output):
-        return _unreachable(first, evidence)
-    return PackageListsFailed(
-        f"zypper refresh failed in the guest: {first}",
-        remedy="See that the guest reaches its repositories and trusts their keys.",
-        evidence=evidence,
-    )
-
-
-def _untrusted(first: str, evidence: Mapping[str, object]) -> FleetError:
-    return RepositoryUntrusted(
-        f"the guest does not trust one of its repositories: {first}",
-        remedy="Renew the repository's key in the guest, and see that the guest's clock is right.",
-        evidence=evidence,
-    )
-
-
-def _unreachable(first: str, evidence: Mapping[str, object]) -> FleetError:
-    return RepositoryUnreachable(
-        f"the guest does not reach one of its repositories: {first}",
-        remedy="See the guest's network, name service and proxy, and that the repository is still there.",
-        evidence=evidence,
-    )
+        return _failures.unreachable(first, evidence)
+    return _failures.lists_failed("zypper refresh", first, evidence)
 
 
 def _words(output: str) -> str:

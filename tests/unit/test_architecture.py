@@ -27,6 +27,7 @@ PURE = [
     "module_utils/_drift.py",
     "module_utils/_errors.py",
     "module_utils/_exec.py",
+    "module_utils/_failures.py",
     "module_utils/_job.py",
     "module_utils/_locks.py",
     "module_utils/_manager.py",
