@@ -93,16 +93,19 @@ def parse_system(lines: Sequence[str]) -> System:
 
 
 def choose(system: System, wanted: str) -> PackageManager:
-    """The wanted package manager; with 'auto' that of the system's family, or else the first that is there."""
+    """The wanted package manager; with 'auto' that of the system's family, or the first that is there if it tells none
+    that is known: what another family's package manager knows of a system is not what the system consists of.
+    """
     there: dict[str, PackageManager] = {}
     for manager, programs in _KNOWN:
         if programs <= system.programs:
             there.setdefault(manager.name, manager)
-    own = [name for name in there if _FAMILIES[name].intersection(system.families)]
-    for name in [*own, *there] if wanted == "auto" else [wanted]:
+    own = [name for name, ids in _FAMILIES.items() if ids.intersection(system.families)] or list(_FAMILIES)
+    candidates = own if wanted == "auto" else [wanted]
+    for name in candidates:
         if name in there:
             return there[name]
-    wants = [programs for manager, programs in _KNOWN if wanted in ("auto", manager.name)]
+    wants = [programs for manager, programs in _KNOWN if manager.name in candidates]
     if system.confined and any(system.denied & programs for programs in wants):
         raise SelinuxDenied(
             "SELinux in the guest does not let the guest agent run its package manager: the agent runs as "
@@ -112,9 +115,8 @@ def choose(system: System, wanted: str) -> PackageManager:
             "packages with upgrade_packages: false.",
             evidence={"denied": sorted(system.denied)},
         )
-    missing = "no package manager that is known here" if wanted == "auto" else f"no {wanted}"
     raise PackageManagerUnknown(
-        f"the guest (os-release: {system.name}) has {missing}; known are {', '.join(_FAMILIES)}",
+        f"the guest (os-release: {system.name}) has no {' or '.join(candidates)}; known are {', '.join(_FAMILIES)}",
         remedy="Upgrade this guest by other means; skip its packages with upgrade_packages: false.",
         evidence={"os_release": list(system.families), "programs": sorted(system.programs)},
     )

@@ -18,8 +18,8 @@ from ansible_collections.kvm.fleet.plugins.module_utils._exec import output_of, 
 _RESTARTING = "kernel kernel-core kernel-rt glibc linux-firmware microcode_ctl systemd dbus dbus-broker dbus-daemon"
 
 # One fact a line, its kind first; kernels in the order of their versions, and only those of a guest that boots from its
-# own /boot. Mapped code that is deleted was replaced by an upgrade if it is where packages have theirs; what runs in a
-# container is the container's.
+# own /boot. rpm says on standard output, too, which packages are not installed. Mapped code that is deleted was replaced
+# by an upgrade if it is where packages have theirs; what runs in a container is the container's.
 _LOOK = f"""\
 [ -e /run/reboot-required ] && echo flag
 [ -e /run/reboot-required.pkgs ] && sed 's/^/package /' /run/reboot-required.pkgs
@@ -32,7 +32,7 @@ fi
 if command -v rpm >/dev/null && {{ command -v dnf || command -v dnf5; }} >/dev/null; then
   sed -n 's/^btime /booted /p' /proc/stat
   more=$(sed 's/#.*//' /etc/dnf/plugins/needs-restarting.d/*.conf 2>/dev/null)
-  rpm -q --qf 'installed %{{INSTALLTIME}} %{{NAME}}\\n' -- {_RESTARTING} $more 2>/dev/null
+  rpm -q --qf 'installed %{{INSTALLTIME}} %{{NAME}}\\n' -- {_RESTARTING} $more 2>/dev/null | grep '^installed '
 fi
 set --
 for maps in $(grep -lsE 'r-xp [^/]*/(usr|opt|lib[^/]*|s?bin)/.* \\(deleted\\)$' /proc/[0-9]*/maps); do

@@ -41,11 +41,12 @@ CONFINED = ("enforcing 1", "context system_u:system_r:virt_qemu_ga_t:s0")
         (("id fedora", "like ", "has dnf5", *DNF), Dnf("dnf")),
         (("id fedora", "like ", "has dnf5", "has rpm"), Dnf("dnf5")),
         (("id openEuler", "like ", *DNF), Dnf("dnf")),
-        (("id fedora", "like ", *APT), Apt()),
+        (("id unheard-of", "like ", *APT), Apt()),
         (DNF, Dnf("dnf")),
         (("id opensuse-leap", "like suse opensuse", *APT, *DNF, *ZYPPER), Zypper()),
         (("id sles", "like suse", *ZYPPER), Zypper()),
         (("id fedora", "like ", *ZYPPER, *DNF), Dnf("dnf")),
+        (("id openmandriva", "like mandriva", *ZYPPER), Zypper()),
         (ZYPPER, Zypper()),
     ],
 )
@@ -62,9 +63,19 @@ def test_a_wanted_package_manager_is_taken_if_it_is_there() -> None:
         choose(system, "zypper")
 
 
-@pytest.mark.parametrize("lines", [(), ("id alpine", "like "), ("id centos", "like rhel", "has yum", "has rpm")])
-def test_a_guest_without_one_is_told(lines: tuple[str, ...]) -> None:
-    with pytest.raises(PackageManagerUnknown, match="no package manager that is known here"):
+@pytest.mark.parametrize(
+    ("lines", "none"),
+    [
+        ((), r"\(os-release: unknown\) has no apt or dnf or zypper;"),
+        (("id alpine", "like "), r"\(os-release: alpine\) has no apt or dnf or zypper;"),
+        (("id centos", "like rhel", "has yum", "has rpm"), r"\(os-release: centos\) has no dnf;"),
+        # Another family's can be installed as a tool
+        (("id debian", "like ", *DNF, *ZYPPER), r"\(os-release: debian\) has no apt;"),
+        (("id fedora", "like ", *APT), r"\(os-release: fedora\) has no dnf;"),
+    ],
+)
+def test_a_guest_without_its_own_is_told(lines: tuple[str, ...], none: str) -> None:
+    with pytest.raises(PackageManagerUnknown, match=none):
         choose(parse_system(lines), "auto")
 
 

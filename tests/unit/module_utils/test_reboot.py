@@ -113,6 +113,17 @@ def test_the_script_runs_here() -> None:
     assert {line.partition(" ")[0] for line in told.stdout.splitlines()} <= kinds
 
 
+def test_what_rpm_says_of_packages_that_are_not_installed_is_no_fact(tmp_path: Path) -> None:
+    says = "installed 1700000000 glibc\npackage kernel is not installed\n"
+    for name in ("rpm", "dnf"):
+        (tmp_path / name).write_text(f"#!/bin/sh\ncat <<'END'\n{says}END\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin"}
+    told = subprocess.run(["/bin/sh", "-c", _LOOK], capture_output=True, encoding="utf-8", check=True, env=environment)
+    assert "installed 1700000000 glibc" in told.stdout
+    assert "kernel is not installed" not in told.stdout
+
+
 def test_the_guest_is_asked(clock: FakeClock) -> None:
     agent = FakeAgent(clock, in_turn([Ending(stdout=b"flag\npackage dbus\nrunning 1\nnewest 1\n")]))
     assert reboot_state(GuestAgent(agent, clock)) == RebootState(True, ("/run/reboot-required (dbus)",))
