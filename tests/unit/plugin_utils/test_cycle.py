@@ -179,7 +179,7 @@ def test_drift_that_nobody_looked_at_is_unknown() -> None:
 
 SNAPSHOT = {"changed": True, "snapshot": {"name": "pre-upgrade"}}
 UPGRADED = {"changed": True, "packages": PACKAGES["packages"], "reboot_required": True}
-RESTARTED = {"changed": True, "forced": False}
+RESTARTED = {"changed": True, "restarted": True, "forced": False}
 FAILED_RESULT = {"msg": "no", "error_code": "agent_silent", "remedy": "Start it.", "transient": True}
 FAILURE = {"task": "Do it", "result": FAILED_RESULT}
 
