@@ -94,8 +94,8 @@ class Step:
 class Record:
     """The work on one guest, from the first change to the outcome, by one run or by several that took over.
 
-    ``baseline`` is what domain_info said of the domain before the first change. ``earlier`` are the leases that were
-    taken over, oldest first. ``outcome`` is None until a run has brought the work to an end and told of it.
+    ``baseline`` is what domain_info said of the domain before the first change. ``earlier`` are the leases of
+    the runs that were gone on from, oldest first. ``outcome`` is None until a run has brought the work to an end and told of it.
     """
 
     domain: str
@@ -198,9 +198,12 @@ def release(record: Record, outcome: str, error: Facts | None) -> Record:
 
     A run that was refused has done nothing: what it has taken over is still to be gone on with.
     """
+    released = replace(record, lease=None, outcome=outcome, error=error)
     if outcome == "refused" and record.unfinished:
-        return replace(record, lease=None)
-    return replace(record, lease=None, outcome=outcome, error=error)
+        released = replace(released, outcome=None, error=None)
+    if released.unfinished and record.lease:
+        released = replace(released, earlier=(*record.earlier, record.lease))
+    return released
 
 
 def leased(domain: str, lease: Lease | None, now: Moment, *, at_work: bool = False) -> GuestLeased:
@@ -345,17 +348,19 @@ def config_files(record: Record) -> list[str]:
     return list(dict.fromkeys(path for step in upgrades for path in step.result["config_files"]))
 
 
-def resumed(record: Record, run: str) -> dict[str, Any] | None:
-    """What this run goes on with, as a module returns it: None where it has begun by itself."""
-    theirs = [step for step in record.steps if step.run != run]
+def resumed(record: Record) -> dict[str, Any] | None:
+    """What the run that has the lease goes on with, as a module returns it: None where it has begun by itself."""
+    if not record.lease or not record.earlier:
+        return None
+    run, before = record.lease.run, record.earlier[-1]
+    theirs = [step for step in record.steps if step.run != run or before.run == run]
     if not theirs:
         return None
     last = theirs[-1]
-    owners = {lease.run: lease.owner for lease in record.earlier}
     snapshot, restart = record.last(StepName.SNAPSHOT), record.last(StepName.RESTART)
     return {
-        "run": last.run,
-        "owner": owners.get(last.run),
+        "run": before.run,
+        "owner": before.owner,
         "cut_off": f"{'after' if last.status is StepStatus.DONE else 'during'} the {last.name.value}",
         "steps": [{"name": step.name.value, "status": step.status.value, "run": step.run} for step in theirs],
         "packages": [vars(change) for change in packages(record)],

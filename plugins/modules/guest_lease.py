@@ -115,7 +115,7 @@ record:
       description: The lease, with its C(run), C(owner), C(taken), C(heartbeat), C(ttl) and C(boot_id).
       type: dict
     earlier:
-      description: The leases that were taken over, oldest first.
+      description: The leases of the runs that were gone on from, oldest first.
       type: list
       elements: dict
     baseline:
@@ -144,7 +144,7 @@ resumed:
       type: str
       sample: 20261124-003000-3f2a
     owner:
-      description: Who ran it. V(null) where it had let go of its lease.
+      description: Who ran it.
       type: str
       sample: root@control1
     cut_off:
@@ -206,7 +206,7 @@ def present(module: AnsibleModule, hypervisor: LibvirtHypervisor) -> dict[str, A
     return {
         "changed": taken.is_news,
         "record": _record.facts(taken.record),
-        "resumed": _record.resumed(taken.record, claim.run),
+        "resumed": _record.resumed(taken.record),
         "taken_over": _results.lease(other, moment(hypervisor.clock)) if other else None,
     }
 

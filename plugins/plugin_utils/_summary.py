@@ -130,7 +130,9 @@ def _history(record: Record) -> list[tuple[str, str]]:
 def silence_text(lease: Mapping[str, Any]) -> str:
     """How long ago the run of a lease was last heard of."""
     silence = lease["silence"]
-    return "silent since the hypervisor was rebooted" if silence is None else f"last heard of {duration_text(silence)} ago"
+    return (
+        "silent since the hypervisor was rebooted" if silence is None else f"last heard of {duration_text(silence)} ago"
+    )
 
 
 def packages_text(packages: Sequence[Mapping[str, Any]]) -> str:

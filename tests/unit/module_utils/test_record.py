@@ -65,7 +65,7 @@ def test_a_free_guest_is_taken_and_its_baseline_kept() -> None:
     record = taken()
     assert record.lease == Lease("run-a", "root@a", T0.at, 1000.0, 3600, "boot-1")
     assert (record.baseline, record.steps, record.outcome) == ({"drift": {"state": "drifted"}}, (), None)
-    assert resumed(record, "run-a") is None
+    assert resumed(record) is None
 
 
 def test_a_live_lease_is_refused_by_run_owner_and_age() -> None:
@@ -112,7 +112,7 @@ def test_a_young_lease_is_taken_over_only_from_the_run_that_is_named() -> None:
 def test_a_run_that_takes_its_own_lease_renews_it() -> None:
     record = taken(record=cut_off(SNAPSHOT), now=later(60))
     assert record.lease == Lease("run-a", "root@a", T0.at, 1060.0, 3600, "boot-1")
-    assert (len(record.steps), record.earlier, resumed(record, "run-a")) == (1, (), None)
+    assert (len(record.steps), record.earlier, resumed(record)) == (1, (), None)
 
 
 def test_a_heartbeat_makes_a_lease_young_again() -> None:
@@ -143,7 +143,7 @@ def test_the_next_run_goes_on_with_the_first_ones_baseline_and_steps() -> None:
     record = cut_off(SNAPSHOT, UPGRADE)
     gone_on = take(record, OTHER, lambda: {"drift": {"state": "none"}}, later(4000))
     assert (gone_on.baseline, gone_on.steps) == (record.baseline, record.steps)
-    told = resumed(gone_on, "run-b")
+    told = resumed(gone_on)
     assert told is not None
     assert (told["run"], told["owner"], told["cut_off"]) == ("run-a", "root@a", "during the upgrade")
     assert (told["snapshot"], told["packages"], told["restarted"], told["forced"]) == ("s", [], False, False)
@@ -157,14 +157,14 @@ def test_a_run_that_dies_as_well_is_gone_on_from_too() -> None:
     second = begin(taken(OTHER, cut_off(SNAPSHOT, UPGRADE), later(4000)), UPGRADE, "run-b", {}, later(4001))
     third = taken(replace(CLAIM, run="run-c", owner="root@c"), second, later(9000))
     assert [lease.run for lease in third.earlier] == ["run-a", "run-b"]
-    told = resumed(third, "run-c")
+    told = resumed(third)
     assert told is not None
     assert (told["run"], told["owner"], len(told["steps"])) == ("run-b", "root@b", 3)
 
 
 def test_a_run_that_died_before_it_changed_anything_leaves_nothing_to_go_on_with() -> None:
     record = taken(OTHER, taken(), later(4000))
-    assert (record.earlier, resumed(record, "run-b")) == ((), None)
+    assert (record.earlier, resumed(record)) == ((), None)
 
 
 @pytest.mark.parametrize(
@@ -181,6 +181,23 @@ def test_a_guest_that_a_failed_run_may_have_left_off_is_gone_on_with() -> None:
     assert (ended.unfinished, ended.shut_down_by_us) == (True, True)
     gone_on = taken(OTHER, ended)
     assert (gone_on.outcome, gone_on.error, len(gone_on.steps)) == (None, None, 2)
+    told = resumed(gone_on)
+    assert told is not None
+    assert (told["run"], told["owner"], told["cut_off"]) == ("run-a", "root@a", "during the restart")
+
+
+def test_a_failed_run_that_tries_again_goes_on_from_itself() -> None:
+    told = resumed(taken(record=release(cut_off(RESTART), "failed", None)))
+    assert told is not None
+    assert (told["run"], told["cut_off"]) == ("run-a", "during the restart")
+
+
+def test_the_last_run_is_told_even_if_it_only_ended_what_another_had_begun() -> None:
+    second = taken(OTHER, cut_off(RESTART), later(4000))
+    second = end(second, RESTART, StepStatus.DONE, {}, later(4001))
+    told = resumed(taken(replace(CLAIM, run="run-c", owner="root@c"), second, later(9000)))
+    assert told is not None
+    assert (told["run"], told["cut_off"]) == ("run-b", "after the restart")
 
 
 def test_packages_of_several_runs_are_put_together() -> None:
