@@ -94,8 +94,8 @@ class Step:
 class Record:
     """The work on one guest, from the first change to the outcome, by one run or by several that took over.
 
-    ``baseline`` is what domain_info said of the domain before the first change. ``earlier`` are the leases of
-    the runs that were gone on from, oldest first. ``outcome`` is None until a run has brought the work to an end and told of it.
+    ``baseline`` is what domain_info said of the domain before the first change. ``earlier`` are the leases of the runs
+    that were gone on from, oldest first. ``outcome`` is None until a run has brought the work to an end and told of it.
     """
 
     domain: str

@@ -25,6 +25,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._store import Store, rec
 from ansible_collections.kvm.fleet.plugins.module_utils._upgrade import Underway, Upgraded
 from tests.unit.fake_hypervisor import EMULATOR, FakeDomain, FakeHypervisor
 from tests.unit.plugins.conftest import Run
+from tests.unit.upgrading_guest import UpgradingGuest
 
 guest_upgrade = importlib.import_module("ansible_collections.kvm.fleet.plugins.modules.guest_upgrade")
 
@@ -413,6 +414,31 @@ def test_an_upgrade_needs_no_lease_where_nobody_has_one(
     take(run, "b")
     assert upgrade(run)["error_code"] == "guest_leased"
     assert upgrade(run, "b")["packages"] == []
+
+
+@pytest.mark.parametrize(
+    ("left", "left_by", "goes"),
+    [("ended 0", "run-a", True), ("ended 0", "run-b", False), ("running", "run-a", False), ("cut_off", "run-a", False)],
+)
+def test_only_a_journal_whose_result_is_on_record_goes(
+    hypervisor: FakeHypervisor, left: str, left_by: str, goes: bool
+) -> None:
+    guest = UpgradingGuest(hypervisor.clock, left=left, left_by=left_by, duration=60)
+    _upgrade.forget(guest.port, of_run="run-a")
+    assert (guest.look.state is JobState.NONE) == goes
+
+
+def test_what_several_runs_have_upgraded_is_told_once_in_the_end(
+    run: Run, hypervisor: FakeHypervisor, leased: FakeDomain
+) -> None:
+    guest = UpgradingGuest(hypervisor.clock)
+    leased.agent.program = guest.agent.program
+    with killed_in(_upgrade, "forget"):
+        upgrade(run)
+    told, again = take(run, "b")["resumed"]["packages"], upgrade(run, "b")["packages"]
+    assert [change["name"] for change in told] == ["bash", "libssl3"]
+    assert again == []
+    assert guest.look.state is JobState.NONE
 
 
 def test_snapshots_of_others_are_none_of_the_run(run: Run, leased: FakeDomain) -> None:
