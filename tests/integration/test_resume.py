@@ -114,7 +114,7 @@ def resumed(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
             if where == "guest off":
                 time.sleep(1)  # it is on record before the guest is asked, which shuts down for some seconds then
             kill(controller)
-        print(f"--- killed at: {where}\n{log.read_text('utf-8')}")
+        print(f"--- killed at: {where}\n{log.read_text('utf-8')}")  # pytest shows it when a test fails
         records[where] = record_of(guest)
         assert happened(), where
         if where == "guest off":
