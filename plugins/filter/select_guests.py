@@ -91,6 +91,9 @@ _value:
       description: Names of the snapshots that this collection made.
       type: list
       elements: str
+    run:
+      description: What a run does to it or has left unfinished, as M(kvm.fleet.domain_info) returns it.
+      type: dict
     refusal:
       description: >-
         Why its hypervisor could not be looked at, as P(kvm.fleet.failed_looks#filter) tells it, else V(null).
@@ -143,6 +146,7 @@ def entry(guest: Guest, refusal: Mapping[str, Any] | None) -> dict[str, Any]:
         "drift_reasons": observed.get("drift", {}).get("reasons", []),
         "agent_channel": observed.get("agent_channel", "unknown"),
         "snapshots": [snapshot["name"] for snapshot in observed.get("snapshots", [])],
+        "run": observed.get("run"),
         "refusal": refusal,
     }
 

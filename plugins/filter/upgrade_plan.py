@@ -32,6 +32,11 @@ options:
     type: str
     choices: [needed, always, never]
     default: needed
+  resumed:
+    description:
+      - What an earlier run has begun, as M(kvm.fleet.guest_lease) returned it, if any. The guest's domain is then that
+        before the earlier run.
+    type: dict
 """
 
 EXAMPLES = r"""
@@ -74,10 +79,11 @@ def plan(
     predicted: Mapping[str, Any] | None = None,
     snapshot: bool = True,
     restart: str = "needed",
+    resumed: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     if restart not in RESTART_POLICIES:
         raise AnsibleFilterError(f"restart is {restart!r}; it can be {', '.join(RESTART_POLICIES)}")
-    return dataclasses.asdict(make_plan(before, predicted or {}, snapshot=snapshot, restart=restart))
+    return dataclasses.asdict(make_plan(before, predicted or {}, snapshot=snapshot, restart=restart, resumed=resumed))
 
 
 class FilterModule:

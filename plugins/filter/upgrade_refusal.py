@@ -11,7 +11,8 @@ version_added: 0.1.0
 author:
   - Contributors to kvm.fleet (@kvm-fleet)
 description:
-  - Refuses a guest that does not run, and one of which nobody can tell whether it has to be restarted.
+  - Refuses a guest that does not run, unless an earlier run of the role has shut it down, and one of which nobody can
+    tell whether it has to be restarted.
 options:
   _input:
     description: The guest's domain, one of those that M(kvm.fleet.domain_info) returns.

@@ -18,12 +18,13 @@ options:
     description:
       - Results of tasks. C(before) and C(after) from M(kvm.fleet.domain_info), C(predicted) and C(upgrade) from
         M(kvm.fleet.guest_upgrade), C(snapshot) from M(kvm.fleet.domain_snapshot), C(power) from
-        M(kvm.fleet.domain_power), C(plan) from P(kvm.fleet.upgrade_plan#filter).
+        M(kvm.fleet.domain_power), C(plan) from P(kvm.fleet.upgrade_plan#filter), C(lease) from
+        M(kvm.fleet.guest_lease).
       - C(intervening) tells whether anything may have been changed, C(snapshot_kept) whether the snapshot still exists.
     type: dict
     required: true
   guest:
-    description: The guest's C(name), C(hypervisor), C(uri) and C(domain).
+    description: The guest's C(name), C(hypervisor), C(uri) and C(domain), and the id of the C(run).
     type: dict
     required: true
   started:
@@ -52,6 +53,9 @@ _value:
   description: The record.
   type: dict
   contains:
+    run:
+      description: The id of the run.
+      type: str
     guest:
       description: The guest's name in the inventory.
       type: str
@@ -101,6 +105,12 @@ _value:
     snapshot:
       description: The snapshot that was made and still exists, else V(null).
       type: str
+    resumed:
+      description: The C(run) that was gone on with, and where it was C(cut_off). V(null) if none.
+      type: dict
+    taken_over:
+      description: The run whose lease was taken over, as M(kvm.fleet.guest_lease) tells it. V(null) if none.
+      type: dict
     duration:
       description: Seconds that the guest took.
       type: float

@@ -97,6 +97,34 @@ class ProofFailed(FleetError):
     error_code = "proof_failed"
 
 
+# --- runs ----------------------------------------------------------------------------------------
+
+
+class GuestLeased(FleetError):
+    """Another run works on the guest, or may be about to."""
+
+    error_code = "guest_leased"
+    transient = True
+
+
+class LeaseLost(FleetError):
+    """The run has no lease of the guest, or has it no more."""
+
+    error_code = "lease_lost"
+
+
+class RecordDamaged(FleetError):
+    """What is on record of the work on a guest cannot be read, so nothing is done that might depend on it."""
+
+    error_code = "record_damaged"
+
+
+class RecordUnavailable(FleetError):
+    """The hypervisor does not let the record of a guest be read or written."""
+
+    error_code = "record_unavailable"
+
+
 # --- snapshots -----------------------------------------------------------------------------------
 
 

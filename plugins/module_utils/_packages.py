@@ -90,17 +90,52 @@ def changes_between(
     ``security`` tells of a package's name whether its update is a security update. One version in another's place is
     an upgrade; versions that came or went beside others are told one by one.
     """
-    found = []
+    found: list[PackageChange] = []
     for name, arch in sorted({**before, **after}):
         old, new = before.get((name, arch), frozenset()), after.get((name, arch), frozenset())
-        gone, come = sorted(old - new), sorted(new - old)
-        is_security = security.get(name, False)
-        if len(gone) == len(come) == 1:
-            found.append(PackageChange(name, arch, gone[0], come[0], is_security))
-        else:
-            found += [PackageChange(name, arch, version, None) for version in gone]
-            found += [PackageChange(name, arch, None, version, is_security) for version in come]
+        found += _changes(name, arch, old - new, new - old, security.get(name, False))
     return tuple(found)
+
+
+def compose(first: Iterable[PackageChange], second: Iterable[PackageChange]) -> tuple[PackageChange, ...]:
+    """What differs after two lists of changes, of which the second began where the first had ended."""
+    steps = [_by_package(changes) for changes in (first, second)]
+    found: list[PackageChange] = []
+    for name, arch in sorted({**steps[0], **steps[1]}):
+        (gone, come), (gone_then, come_then) = (_versions(step.get((name, arch), ())) for step in steps)
+        # What came and went again was never there, and what went and came again was never away.
+        net_gone, net_come = (gone | gone_then - come) - come_then, (come - gone_then | come_then) - gone
+        told = [change.security for step in steps for change in step.get((name, arch), ()) if change.new]
+        is_security = True if True in told else (None if None in told else False)
+        found += _changes(name, arch, net_gone, net_come, is_security)
+    return tuple(found)
+
+
+def _by_package(changes: Iterable[PackageChange]) -> dict[tuple[str, str], list[PackageChange]]:
+    found: dict[tuple[str, str], list[PackageChange]] = {}
+    for change in changes:
+        found.setdefault((change.name, change.arch), []).append(change)
+    return found
+
+
+def _versions(changes: Iterable[PackageChange]) -> tuple[frozenset[str], frozenset[str]]:
+    """The versions that went and those that came."""
+    listed = list(changes)
+    return (
+        frozenset(change.old for change in listed if change.old is not None),
+        frozenset(change.new for change in listed if change.new is not None),
+    )
+
+
+def _changes(
+    name: str, arch: str, gone: frozenset[str], come: frozenset[str], security: bool | None
+) -> list[PackageChange]:
+    if len(gone) == len(come) == 1:
+        return [PackageChange(name, arch, min(gone), min(come), security)]
+    return [
+        *(PackageChange(name, arch, version, None) for version in sorted(gone)),
+        *(PackageChange(name, arch, None, version, security) for version in sorted(come)),
+    ]
 
 
 def installed(packages: Iterable[tuple[str, str, str]]) -> Installed:

@@ -21,6 +21,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._domain import (
     ShutdownMethod,
     require_running,
 )
+from ansible_collections.kvm.fleet.plugins.module_utils._drift import DriftState
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     AgentCommandBlocked,
     AgentSilent,
@@ -104,6 +105,42 @@ class PowerReport:
     boot_id_after: str | None = None
 
 
+@dataclass(frozen=True)
+class Begun:
+    """A restart that is on record: what ran before it, and what ran after it if it came to its end.
+
+    A process of an earlier boot of the hypervisor is None, since it is gone; ``process_known`` tells that from one that
+    nobody could look at.
+    """
+
+    process: QemuProcess | None
+    process_known: bool
+    boot_id: str | None
+    ended: bool
+    process_after: QemuProcess | None
+    forced: bool
+
+
+def plan_again(observed: Observation, begun: Begun, options: PowerOptions) -> tuple[Step, ...]:
+    """The steps that are left of a restart that is on record. Raises what ``plan`` raises.
+
+    A domain that is off was shut down by that restart. One that is on another process was started by it, or by
+    somebody else since; either way there is only the proof left. What still runs on the old process, or is outdated
+    again, is restarted.
+    """
+    if begun.ended:
+        process, after = observed.process, begun.process_after
+        still = process is not None and after is not None and process.is_same(after)
+        current = observed.drift.state is not DriftState.DRIFTED
+        return () if still and current else plan(observed, PowerState.RESTARTED, options)
+    if observed.state not in ACTIVE_STATES:
+        return plan(observed, PowerState.STARTED, options)
+    unknown = observed.process is None or not begun.process_known
+    if unknown or (observed.process and begun.process and observed.process.is_same(begun.process)):
+        return plan(observed, PowerState.RESTARTED, options)
+    return (Step.WAIT_FOR_AGENT,) if options.agent_timeout else ()
+
+
 def plan(observed: Observation, wanted: PowerState, options: PowerOptions) -> tuple[Step, ...]:
     """The steps from what was observed to what is wanted. Raises DomainNotRunning and DomainUnsafe.
 
@@ -147,12 +184,23 @@ def check(hypervisor: Hypervisor, domain: Domain, steps: tuple[Step, ...], optio
         GuestAgent(domain, hypervisor.clock).ping()
 
 
-def apply(hypervisor: Hypervisor, domain: Domain, steps: tuple[Step, ...], options: PowerOptions) -> PowerReport:
-    """Carry the steps out and prove them.
+def apply(
+    hypervisor: Hypervisor,
+    domain: Domain,
+    steps: tuple[Step, ...],
+    options: PowerOptions,
+    *,
+    begun: Begun | None = None,
+    intend: Callable[[PowerReport], None] = lambda _report: None,
+) -> PowerReport:
+    """Carry the steps out and prove them; those of a restart that was ``begun`` by what was known before it.
 
+    ``intend`` is told what runs before the domain is first asked to shut down.
     Errors carry the transitions seen so far, and say in which state the domain is left.
     """
-    cycle = _Cycle(hypervisor, domain, steps, options)
+    cycle = _Cycle(hypervisor, domain, steps, options, intend)
+    if begun and Step.SHUT_DOWN not in steps:
+        cycle.go_on(begun)
     try:
         for step in steps:
             cycle.run(step)
@@ -169,15 +217,29 @@ def apply(hypervisor: Hypervisor, domain: Domain, steps: tuple[Step, ...], optio
 class _Cycle:
     """One domain on its way through the steps."""
 
-    def __init__(self, hypervisor: Hypervisor, domain: Domain, steps: tuple[Step, ...], options: PowerOptions) -> None:
+    def __init__(
+        self,
+        hypervisor: Hypervisor,
+        domain: Domain,
+        steps: tuple[Step, ...],
+        options: PowerOptions,
+        intend: Callable[[PowerReport], None],
+    ) -> None:
         self.report = PowerReport()
         self._steps = steps
+        self._intend = intend
+        self._to_prove = Step.START in steps
         self._hypervisor = hypervisor
         self._clock = hypervisor.clock
         self._domain = domain
         self._options = options
         self._agent = GuestAgent(domain, hypervisor.clock)
         self._look()
+
+    def go_on(self, begun: Begun) -> None:
+        """The domain has been shut down by then, and what ran before was noted."""
+        self.report.process_before, self.report.boot_id_before = begun.process, begun.boot_id
+        self._to_prove = True
 
     def run(self, step: Step) -> None:
         {Step.SHUT_DOWN: self._shut_down, Step.START: self._start, Step.WAIT_FOR_AGENT: self._wait_for_agent}[step]()
@@ -193,6 +255,7 @@ class _Cycle:
         self.report.process_before = observe(self._hypervisor, self._domain).process
         if Step.WAIT_FOR_AGENT in self._steps:
             self.report.boot_id_before = self._boot_id()
+        self._intend(self.report)
         deadline = Deadline(self._clock, self._options.shutdown_timeout)
         asked_at: float | None = None
         for _tick in ticks(deadline, self._clock):
@@ -297,7 +360,7 @@ class _Cycle:
 
     def prove(self) -> None:
         """Raise ProofFailed unless a started domain has a QEMU process, which is new, as its guest's boot is."""
-        if Step.START not in self._steps:
+        if not self._to_prove:
             return
         report = self.report
         found = observe(self._hypervisor, self._domain)
@@ -308,7 +371,7 @@ class _Cycle:
                 f"domain {self._domain.name!r} was started, and its QEMU process cannot be looked at: {reasons}",
                 remedy="See that the task runs as root on the hypervisor; the guest itself may be well.",
             )
-        if report.process_before == report.process_after:
+        if report.process_before is not None and report.process_before.is_same(report.process_after):
             raise ProofFailed(
                 f"domain {self._domain.name!r} was restarted and still has QEMU process {report.process_after.pid}",
                 remedy="Look at libvirt's log: the shutdown may have been turned into a reboot.",

@@ -34,6 +34,10 @@ class QemuProcess:
     start_ticks: int
     started: datetime
 
+    def is_same(self, other: QemuProcess) -> bool:
+        """Whether both are one process. The time of the start is reckoned, and shifts when the clock is set."""
+        return (self.pid, self.start_ticks) == (other.pid, other.start_ticks)
+
 
 @dataclass(frozen=True)
 class Mapping:

@@ -16,6 +16,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observat
 from ansible_collections.kvm.fleet.plugins.module_utils._packages import KeptBack, PackageChange
 from ansible_collections.kvm.fleet.plugins.module_utils._power import PowerReport
 from ansible_collections.kvm.fleet.plugins.module_utils._proc import QemuProcess
+from ansible_collections.kvm.fleet.plugins.module_utils._record import Lease, Moment, Record
 
 
 def failure(error: FleetError) -> dict[str, Any]:
@@ -80,3 +81,28 @@ def change(package: PackageChange) -> dict[str, Any]:
 
 def kept_back(package: KeptBack) -> dict[str, Any]:
     return {"name": package.name, "reason": package.reason.value}
+
+
+def lease(held: Lease, now: Moment) -> dict[str, Any]:
+    silence = held.silence(now)
+    return {
+        "run": held.run,
+        "owner": held.owner,
+        "taken": held.taken,
+        "silence": None if silence is None else round(silence, 1),
+    }
+
+
+def work(record: Record | None, now: Moment, *, at_work: bool) -> dict[str, Any] | None:
+    """What is going on with a guest, or was left unfinished; None where nothing is."""
+    if record is None or not (record.lease or record.unfinished):
+        return None
+    held = record.lease
+    return {
+        "lease": lease(held, now) if held else None,
+        "live": held is not None and (at_work or held.is_young(now)),
+        "unfinished": record.unfinished,
+        "shut_down": record.shut_down_by_us,
+        "steps": [{"name": step.name.value, "status": step.status.value, "run": step.run} for step in record.steps],
+        "problem": None,
+    }

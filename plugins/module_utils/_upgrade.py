@@ -195,8 +195,12 @@ def upgrade(guest: Guest, options: UpgradeOptions) -> Upgraded | Underway:
         return still.underway
 
 
-def forget(guest: Guest) -> None:
-    """Remove the journal from the guest, its result being told."""
+def forget(guest: Guest, of_run: str | None = None) -> None:
+    """Remove the journal from the guest, its result being told; with ``of_run``, if it is that run's."""
+    if of_run is not None:
+        found = _job.look(guest.agent)
+        if found.run != of_run or found.state is not JobState.ENDED:
+            return
     _job.remove(guest.agent)
 
 

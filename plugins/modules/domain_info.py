@@ -155,13 +155,71 @@ domains:
           description: Whether the domain's state descends from it most recently.
           type: bool
           sample: true
+    run:
+      description: What a run is doing to the guest, or has left unfinished. V(null) where nothing is.
+      type: dict
+      contains:
+        lease:
+          description: Who has the guest's lease, see M(kvm.fleet.guest_lease). V(null) where nobody has.
+          type: dict
+          contains:
+            run:
+              description: The run's id.
+              type: str
+              sample: 20261124-003000-3f2a
+            owner:
+              description: Who runs it.
+              type: str
+              sample: root@control1
+            taken:
+              description: When it took the lease, in UTC.
+              type: str
+              sample: "2026-11-24T00:30:00Z"
+            silence:
+              description: Seconds since it was last heard of. V(null) when the hypervisor was rebooted since.
+              type: float
+              sample: 12.5
+        live:
+          description: Whether that run has to be taken for alive.
+          type: bool
+          sample: false
+        unfinished:
+          description: Whether something was begun that no run has told the end of. The next run goes on with it.
+          type: bool
+          sample: true
+        shut_down:
+          description: Whether the guest, if it is off, is so because a run has shut it down in order to start it again.
+          type: bool
+          sample: true
+        steps:
+          description: What was begun or done so far.
+          type: list
+          elements: dict
+          contains:
+            name:
+              description: V(snapshot), V(upgrade) or V(restart).
+              type: str
+              sample: restart
+            status:
+              description: V(open), V(done) or V(failed).
+              type: str
+              sample: open
+            run:
+              description: The run that did it.
+              type: str
+              sample: 20261124-003000-3f2a
+        problem:
+          description: Why the record cannot be read, as a failed task would tell it. V(null) when it can.
+          type: dict
 """
 
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _results
+from ansible_collections.kvm.fleet.plugins.module_utils import _lease, _results
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import Hypervisor
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import RecordDamaged, RecordUnavailable
 from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtHypervisor
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import observe_domains
 from ansible_collections.kvm.fleet.plugins.module_utils._runner import HYPERVISOR_ARGUMENTS, run
@@ -175,9 +233,20 @@ def main() -> None:
 
     def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
         observations = observe_domains(hypervisor, module.params["names"])
-        return {"changed": False, "domains": [_results.observation(observed) for observed in observations]}
+        domains = [{**_results.observation(found), "run": run_of(hypervisor, found.uuid)} for found in observations]
+        return {"changed": False, "domains": domains}
 
     run(module, work)
+
+
+def run_of(hypervisor: Hypervisor, uuid: str) -> dict[str, Any] | None:
+    """What is on record of a domain. One whose record is damaged must not hide the others."""
+    try:
+        record, at_work, now = _lease.look(hypervisor, uuid)
+    except (RecordDamaged, RecordUnavailable) as error:
+        nothing: dict[str, Any] = {"lease": None, "live": False, "unfinished": False, "shut_down": False, "steps": []}
+        return {**nothing, "problem": _results.failure(error)}
+    return _results.work(record, now, at_work=at_work)
 
 
 if __name__ == "__main__":

@@ -58,6 +58,15 @@ options:
       - Unless it is V(0), a guest whose agent is silent is refused before it is shut down for V(restarted).
     type: int
     default: 300
+  run:
+    description:
+      - Id of the run that this is done in, which needs the guest's lease, see M(kvm.fleet.guest_lease). Without it, a
+        guest under a live lease is refused.
+      - A run restarts a guest once for what it has changed. O(state=restarted) brings a restart to its end that an
+        earlier run had begun before it was cut off. A guest that is off is then started, since it was that run that
+        shut it down. A restart that was proved is not repeated, unless packages were upgraded since, or QEMU is
+        outdated again.
+    type: str
 """
 
 EXAMPLES = r"""
@@ -77,6 +86,13 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+restarted:
+  description: >-
+    Whether the domain is on a new QEMU process, by this task or by an earlier one of O(run), or would be after it.
+    Always V(false) unless O(state=restarted).
+  returned: success
+  type: bool
+  sample: true
 steps:
   description: What was done, or would be done in check mode. A selection of V(shut_down), V(start), V(wait_for_agent).
   returned: success
@@ -142,8 +158,9 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _power, _results
+from ansible_collections.kvm.fleet.plugins.module_utils import _power, _restart, _results
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import ACTIVE_STATES, ShutdownMethod
+from ansible_collections.kvm.fleet.plugins.module_utils._lease import working
 from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtHypervisor
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import observe
 from ansible_collections.kvm.fleet.plugins.module_utils._power import PowerOptions, PowerReport, PowerState, Step
@@ -158,6 +175,7 @@ def main() -> None:
             "shutdown_timeout": {"type": "int", "default": 300},
             "force": {"type": "bool", "default": False},
             "agent_timeout": {"type": "int", "default": 300},
+            "run": {"type": "str"},
             **DOMAIN_ARGUMENTS,
         },
         supports_check_mode=True,
@@ -168,16 +186,24 @@ def main() -> None:
         force=module.params["force"],
         agent_timeout=module.params["agent_timeout"],
     )
+    wanted = PowerState(module.params["state"])
 
     def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
         options.check()
         domain = hypervisor.domain(module.params["name"])
-        observed = observe(hypervisor, domain)
-        steps = _power.plan(observed, PowerState(module.params["state"]), options)
-        _power.check(hypervisor, domain, steps, options)
-        report = PowerReport() if module.check_mode else _power.apply(hypervisor, domain, steps, options)
+        with working(hypervisor, domain, module.params["run"], check=module.check_mode) as recorder:
+            observed = observe(hypervisor, domain)
+            if wanted is PowerState.RESTARTED:
+                steps, report = _restart.restart(
+                    hypervisor, domain, observed, options, recorder, check=module.check_mode
+                )
+            else:
+                steps = _power.plan(observed, wanted, options)
+                _power.check(hypervisor, domain, steps, options)
+                report = PowerReport() if module.check_mode else _power.apply(hypervisor, domain, steps, options)
         return {
-            "changed": bool(steps),
+            "changed": bool({Step.SHUT_DOWN, Step.START} & set(steps)),
+            "restarted": wanted is PowerState.RESTARTED,
             "steps": [step.value for step in steps],
             **_results.power(report),
             "diff": difference(observed.state in ACTIVE_STATES, steps),
@@ -189,7 +215,7 @@ def main() -> None:
 def difference(active: bool, steps: tuple[Step, ...]) -> dict[str, str]:
     """In words, since a restart begins and ends in the same state."""
     before = "running" if active else "off"
-    after = {(): before, (Step.SHUT_DOWN,): "off"}.get(steps, "running on a new QEMU process")
+    after = "running on a new QEMU process" if Step.START in steps else ("off" if Step.SHUT_DOWN in steps else before)
     return {"before": f"{before}\n", "after": f"{after}\n"}
 
 

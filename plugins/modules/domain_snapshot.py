@@ -44,6 +44,13 @@ options:
       - What to write into the snapshot's description, after the collection's stamp.
     type: str
     default: Automatic snapshot before package upgrade
+  run:
+    description:
+      - Id of the run that this is done in, which needs the guest's lease, see M(kvm.fleet.guest_lease). Without it, a
+        guest under a live lease is refused.
+      - Without O(snapshot), a run has one snapshot. One that the run has made before, or that an earlier run had made
+        or begun before it was cut off, is returned as it is.
+    type: str
 """
 
 EXAMPLES = r"""
@@ -98,39 +105,66 @@ snapshot:
       sample: true
 """
 
-from typing import Any
+from datetime import datetime
+from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _results, _snapshot
+from ansible_collections.kvm.fleet.plugins.module_utils._lease import Recorder, working
 from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtDomain, LibvirtHypervisor
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation, observe
+from ansible_collections.kvm.fleet.plugins.module_utils._record import StepName, StepStatus
 from ansible_collections.kvm.fleet.plugins.module_utils._runner import DOMAIN_ARGUMENTS, run
 from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import check_description
 
 
-def present(module: AnsibleModule, domain: LibvirtDomain, observed: Observation, name: str) -> dict[str, Any]:
-    if not _snapshot.creation_needed(observed, name, domain.memory_bytes()):
-        return {"changed": False, "snapshot": _results.snapshot(_snapshot.require_own(observed, name))}
+class Work(NamedTuple):
+    """What there is to work with. ``name`` is the snapshot's."""
+
+    domain: LibvirtDomain
+    observed: Observation
+    recorder: Recorder
+    name: str
+
+
+def default_name(recorder: Recorder, now: datetime) -> str:
+    """The name of the run's snapshot, or that of a new one."""
+    recorded = recorder.last(StepName.SNAPSHOT)
+    return str(recorded.intent["name"]) if recorded else _snapshot.default_name(now)
+
+
+def present(module: AnsibleModule, work: Work) -> dict[str, Any]:
+    name = work.name
+    if not _snapshot.creation_needed(work.observed, name, work.domain.memory_bytes()):
+        found = _results.snapshot(_snapshot.require_own(work.observed, name))
+        recorded = work.recorder.last(StepName.SNAPSHOT)
+        if recorded and recorded.status is not StepStatus.DONE and recorded.intent["name"] == name:
+            work.recorder.end(StepName.SNAPSHOT, found)
+        return {"changed": False, "snapshot": found}
     if module.check_mode:
         return {"changed": True, "snapshot": {"name": name}}
-    made = _snapshot.create(domain, name, module.params["description"])
-    return {"changed": True, "snapshot": _results.snapshot(made)}
+    work.recorder.begin(StepName.SNAPSHOT, {"name": name})
+    with work.recorder.failing(StepName.SNAPSHOT):
+        made = _results.snapshot(_snapshot.create(work.domain, name, module.params["description"]))
+    work.recorder.end(StepName.SNAPSHOT, made)
+    return {"changed": True, "snapshot": made}
 
 
-def absent(module: AnsibleModule, domain: LibvirtDomain, observed: Observation, name: str) -> dict[str, Any]:
-    found = _snapshot.find_own(observed, name)
+def absent(module: AnsibleModule, work: Work) -> dict[str, Any]:
+    found = _snapshot.find_own(work.observed, work.name)
     if found is None:
         return {"changed": False, "snapshot": None}
     if not module.check_mode:
-        _snapshot.delete(domain, name)
+        _snapshot.delete(work.domain, work.name)
     return {"changed": True, "snapshot": _results.snapshot(found)}
 
 
-def reverted(module: AnsibleModule, domain: LibvirtDomain, observed: Observation, name: str) -> dict[str, Any]:
-    found = _snapshot.require_own(observed, name)
+def reverted(module: AnsibleModule, work: Work) -> dict[str, Any]:
+    found = _snapshot.require_own(work.observed, work.name)
     if not module.check_mode:
-        _snapshot.revert(domain, name)
+        _snapshot.revert(work.domain, work.name)
+        work.recorder.forget(work.domain.uuid)
     return {"changed": True, "snapshot": _results.snapshot(found)}
 
 
@@ -140,22 +174,25 @@ def main() -> None:
             "state": {"type": "str", "choices": ["present", "absent", "reverted"], "default": "present"},
             "snapshot": {"type": "str"},
             "description": {"type": "str", "default": _snapshot.DEFAULT_DESCRIPTION},
+            "run": {"type": "str"},
             **DOMAIN_ARGUMENTS,
         },
         required_if=[("state", "absent", ["snapshot"]), ("state", "reverted", ["snapshot"])],
         supports_check_mode=True,
     )
+    given = module.params
+    state = {"present": present, "absent": absent, "reverted": reverted}[given["state"]]
 
     def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
-        check_description(module.params["description"])
-        domain = hypervisor.domain(module.params["name"])
-        name = module.params["snapshot"]
-        if name is None:
-            name = _snapshot.default_name(hypervisor.clock.now())
-        state = {"present": present, "absent": absent, "reverted": reverted}[module.params["state"]]
-        observed = observe(hypervisor, domain)
-        result = state(module, domain, observed, name)
-        result["diff"] = difference(observed, module.params["state"], name, result["changed"])
+        check_description(given["description"])
+        domain = hypervisor.domain(given["name"])
+        with working(hypervisor, domain, given["run"], check=module.check_mode) as recorder:
+            observed = observe(hypervisor, domain)
+            name = given["snapshot"]
+            if name is None:
+                name = default_name(recorder, hypervisor.clock.now())
+            result = state(module, Work(domain, observed, recorder, name))
+        result["diff"] = difference(observed, given["state"], name, result["changed"])
         return result
 
     run(module, work)

@@ -102,6 +102,8 @@ options:
     description:
       - Id of the run whose upgrade it is. Tasks with the same id are about one upgrade, of which a failure is told
         once; a task of another run repairs what a failed one has left.
+      - Where the run has the guest's lease (see M(kvm.fleet.guest_lease)), the upgrade is on record there as well. It
+        need not have one. A guest under a live lease of another run is refused.
     type: str
 """
 
@@ -247,11 +249,13 @@ from ansible_collections.kvm.fleet.plugins.module_utils import _results, _upgrad
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import require_running
 from ansible_collections.kvm.fleet.plugins.module_utils._job import JobState
-from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtHypervisor
+from ansible_collections.kvm.fleet.plugins.module_utils._lease import Recorder, working
+from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtDomain, LibvirtHypervisor
 from ansible_collections.kvm.fleet.plugins.module_utils._manager import UpgradeOptions
 from ansible_collections.kvm.fleet.plugins.module_utils._managers import package_manager
 from ansible_collections.kvm.fleet.plugins.module_utils._packages import PackageChange
 from ansible_collections.kvm.fleet.plugins.module_utils._reboot import reboot_state
+from ansible_collections.kvm.fleet.plugins.module_utils._record import StepName, StepStatus
 from ansible_collections.kvm.fleet.plugins.module_utils._runner import DOMAIN_ARGUMENTS, run
 from ansible_collections.kvm.fleet.plugins.module_utils._upgrade import Guest, Underway, Upgraded
 
@@ -282,15 +286,20 @@ def main() -> None:
     def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
         options.check()
         domain = hypervisor.domain(module.params["name"])
-        require_running(domain.name, domain.state())
-        # The upgrade may restart the agent at any moment, also between two tasks that follow it.
-        agent = GuestAgent(domain, hypervisor.clock, patience=AGENT_PATIENCE)
-        agent.patiently(lambda: agent.require("guest-exec", "guest-exec-status"))
-        guest = Guest(agent, hypervisor.clock, package_manager(agent, options.package_manager))
-        result = preview(guest, options) if module.check_mode else upgrade(guest, options)
+        with working(hypervisor, domain, options.run, check=module.check_mode, lease_required=False) as recorder:
+            require_running(domain.name, domain.state())
+            guest = reach(hypervisor, domain, options)
+            result = preview(guest, options) if module.check_mode else upgrade(guest, options, recorder)
         return {**result, "package_manager": guest.manager.name}
 
     run(module, work)
+
+
+def reach(hypervisor: LibvirtHypervisor, domain: LibvirtDomain, options: UpgradeOptions) -> Guest:
+    """The guest, if its agent runs commands. The upgrade may restart the agent at any moment, so patiently."""
+    agent = GuestAgent(domain, hypervisor.clock, patience=AGENT_PATIENCE)
+    agent.patiently(lambda: agent.require("guest-exec", "guest-exec-status"))
+    return Guest(agent, hypervisor.clock, package_manager(agent, options.package_manager))
 
 
 def preview(guest: Guest, options: UpgradeOptions) -> dict[str, Any]:
@@ -301,12 +310,20 @@ def preview(guest: Guest, options: UpgradeOptions) -> dict[str, Any]:
     return {**result, "changed": result["changed"] or ahead.unfinished is not JobState.NONE}
 
 
-def upgrade(guest: Guest, options: UpgradeOptions) -> dict[str, Any]:
+def upgrade(guest: Guest, options: UpgradeOptions, recorder: Recorder) -> dict[str, Any]:
     """Upgrade, and return how far it is or what it came to."""
-    done = _upgrade.upgrade(guest, options)
-    if isinstance(done, Underway):
-        return underway(done)
-    result = describe(guest, done, JobState.NONE)
+    step = recorder.last(StepName.UPGRADE)
+    if step and step.status is StepStatus.DONE:
+        # Its controller died between noting the result and removing the journal, which would tell it once more.
+        _upgrade.forget(guest, of_run=step.run)
+    if not (step and step.status is StepStatus.OPEN and step.run == options.run):
+        recorder.begin(StepName.UPGRADE, {"security_only": options.security_only, "exclude": list(options.exclude)})
+    with recorder.failing(StepName.UPGRADE):
+        done = _upgrade.upgrade(guest, options)
+        if isinstance(done, Underway):
+            return underway(done)
+        result = describe(guest, done, JobState.NONE)
+    recorder.end(StepName.UPGRADE, {name: result[name] for name in ("packages", "config_files")})
     _upgrade.forget(guest)
     return result
 

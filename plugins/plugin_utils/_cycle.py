@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState, require_running
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError
+from ansible_collections.kvm.fleet.plugins.module_utils._packages import PackageChange, compose
 
 Facts = Mapping[str, Any]
 """A module's result, or a domain from domain_info's."""
@@ -29,8 +30,11 @@ class Plan:
     reasons: tuple[str, ...]
 
 
-def make_plan(before: Facts, predicted: Facts, *, snapshot: bool, restart: str) -> Plan:
+def make_plan(before: Facts, predicted: Facts, *, snapshot: bool, restart: str, resumed: Facts | None = None) -> Plan:
     """Decide from the domain, from what guest_upgrade predicts, and from the role's options.
+
+    ``resumed`` is what an earlier run has begun, and ``before`` the domain as it was before that. What has to be done
+    is what that run had to do; the modules know how much of it is done. A restart that was begun is brought to its end.
 
     A restart is needed to get off an outdated QEMU, when the guest asks for one, and to make running programs use
     upgraded packages. A snapshot is made only where something else will be done.
@@ -40,11 +44,14 @@ def make_plan(before: Facts, predicted: Facts, *, snapshot: bool, restart: str) 
     if before["drift"]["state"] == "drifted":
         reasons += [f"{reason['kind']}: {reason['path']}" for reason in before["drift"]["reasons"]]
     reasons += predicted.get("reboot_reasons") or []
-    if upgrading:
+    if upgrading or (resumed or {}).get("packages"):
         reasons.append("packages are upgraded")
+    begun = any(step["name"] == "restart" for step in (resumed or {}).get("steps", []))
+    if begun and not reasons:
+        reasons.append("it was begun by an earlier run")
     if restart == "always" and not reasons:
         reasons.append("it is asked for")
-    restarting = restart != "never" and bool(reasons)
+    restarting = begun or (restart != "never" and bool(reasons))
     return Plan(
         snapshot=snapshot and (restarting or upgrading),
         upgrade=upgrading,
@@ -56,8 +63,12 @@ def make_plan(before: Facts, predicted: Facts, *, snapshot: bool, restart: str) 
 def refusal_before(before: Facts, *, restart: str) -> dict[str, Any]:
     """Why the role would not begin with this guest, as a module's failure has it; empty when nothing speaks against it.
 
-    What only some of the work needs is for its modules to refuse.
+    What only some of the work needs is for its modules to refuse. A guest that an earlier run has shut down is not one
+    that somebody wants off.
     """
+    run = before.get("run") or {}
+    if run.get("unfinished") and run.get("shut_down") and before["drift"]["state"] == "not_running":
+        return {}
     try:
         require_running(before["name"], DomainState(before["state"]))
     except FleetError as error:
@@ -126,9 +137,11 @@ class Result:
     """What became of one guest; the summary, the statistics and AWX's artifacts show it.
 
     ``outcome`` is one of unchanged, upgraded, restarted, failed, refused. In check mode it is what a run would come to.
-    ``duration`` is in seconds.
+    ``resumed`` names the run that was gone on with, and where that was cut off, ``taken_over`` the one that was found
+    dead. What the earlier run has done is part of the result. ``duration`` is in seconds.
     """
 
+    run: str
     guest: str
     hypervisor: str
     uri: str
@@ -144,6 +157,8 @@ class Result:
     reboot_required: bool | None
     drift: str
     snapshot: str | None
+    resumed: Mapping[str, Any] | None
+    taken_over: Mapping[str, Any] | None
     duration: float
     error: Mapping[str, Any] | None
 
@@ -153,17 +168,20 @@ def make_result(
 ) -> dict[str, Any]:
     """Put together what the steps returned.
 
-    ``guest`` has name, hypervisor, uri and domain; ``taken`` has what the steps registered under before, predicted,
-    plan, snapshot, upgrade, power and after, as far as they came. ``failure`` is the failed task's name and result, if
-    one failed.
+    ``guest`` has run, name, hypervisor, uri and domain; ``taken`` has what the steps registered under lease, before,
+    predicted, plan, snapshot, upgrade, power and after, as far as they came. ``failure`` is the failed task's name and
+    result, if one failed.
     """
     before, after = _domain(taken.get("before")), _domain(taken.get("after"))
     plan = taken.get("plan") or {}
     upgrade, power, snapshot = (taken.get(step) or {} for step in ("upgrade", "power", "snapshot"))
+    lease = taken.get("lease") or {}
+    earlier = lease.get("resumed") or {}
     # A failed upgrade tells what it had changed by then as evidence.
-    packages = list(upgrade.get("packages") or (upgrade.get("evidence") or {}).get("changes") or [])
+    packages = upgrade.get("packages") or (upgrade.get("evidence") or {}).get("changes") or []
+    packages = together(earlier.get("packages") or [], packages)
     # A restart that failed half-way has not restarted anything as far as anybody can prove.
-    restarted = power.get("changed") is True and not power.get("failed")
+    restarted = (power.get("restarted") or earlier.get("restarted")) is True and not power.get("failed")
     if failure:
         outcome = "failed" if taken.get("intervening") else "refused"
     elif packages:
@@ -178,6 +196,7 @@ def make_result(
     # Not asdict(): it copies, which the lazy containers that Ansible hands to filters do not allow.
     return vars(
         Result(
+            run=guest.get("run", ""),
             guest=guest["name"],
             hypervisor=guest["hypervisor"],
             uri=guest["uri"],
@@ -186,17 +205,37 @@ def make_result(
             check_mode=check_mode,
             packages=packages,
             kept_back=list((taken.get("predicted") or {}).get("kept_back") or []),
-            config_files=list(upgrade.get("config_files") or []),
+            config_files=list(
+                dict.fromkeys([*(earlier.get("config_files") or []), *(upgrade.get("config_files") or [])])
+            ),
             restarted=restarted,
             restart_reasons=list(plan.get("reasons") or []),
-            forced_off=power.get("forced") is True or (power.get("evidence") or {}).get("forced") is True,
+            forced_off=True in (told.get("forced") for told in (earlier, power, power.get("evidence") or {})),
             reboot_required=_reboot_required(upgrade, taken.get("predicted") or {}, restarted),
             drift=drift_outcome(before, after),
-            snapshot=made.get("name") if taken.get("snapshot_kept", True) and not check_mode else None,
+            snapshot=_snapshot_kept(made, earlier) if taken.get("snapshot_kept", True) and not check_mode else None,
+            resumed={key: earlier[key] for key in ("run", "cut_off")} if earlier else None,
+            taken_over=lease.get("taken_over"),
             duration=round(duration, 1),
             error=describe_failure(failure) if failure else None,
         )
     )
+
+
+def together(first: Sequence[Facts], second: Sequence[Facts]) -> list[Facts]:
+    """Package changes of two upgrades, one after the other, as those of one."""
+    if not first:
+        return list(second)
+    lists = [[PackageChange(**{key: change[key] for key in _CHANGE}) for change in one] for one in (first, second)]
+    return [vars(change) for change in compose(*lists)]
+
+
+_CHANGE = tuple(PackageChange.__dataclass_fields__)
+
+
+def _snapshot_kept(made: Facts, earlier: Facts) -> str | None:
+    name = made.get("name") or earlier.get("snapshot")
+    return None if name is None else str(name)
 
 
 def _domain(info: Facts | None) -> Facts:

@@ -49,6 +49,11 @@ class Guest:
     def drift(self) -> str:
         return "unknown" if self.observed is None else str(self.observed["drift"]["state"])
 
+    @property
+    def unfinished(self) -> bool:
+        """Whether an earlier run has left something undone, which may have left the guest off."""
+        return bool(((self.observed or {}).get("run") or {}).get("unfinished"))
+
 
 DEFAULT_GROUPS = ("kvm_hypervisors", "kvm_guests")
 
@@ -161,13 +166,15 @@ def select_guests(
     """The guests that are asked for, each once.
 
     ``wanted`` names guests, domains or groups of the inventory, as a list or separated by commas, each matched exactly;
-    'all' is every guest. Without it, these are the guests that drift; those whose drift nobody can tell come after
-    them, so that they are refused by name rather than passed over. Raises SelectionError for a name that matches
-    nothing, which may live on a hypervisor that is ``unseen``.
+    'all' is every guest. Without it, these are the guests that an earlier run has left unfinished, and those that
+    drift. Those whose drift nobody can tell come after them, so that they are refused by name rather than passed over.
+    Raises SelectionError for a name that matches nothing, which may live on a hypervisor that is ``unseen``.
     """
     names = wanted_names(wanted)
     if not names:
-        return [guest for state in ("drifted", "unknown") for guest in guests if guest.drift == state]
+        unfinished = [guest for guest in guests if guest.unfinished]
+        others = [guest for guest in guests if not guest.unfinished]
+        return unfinished + [guest for state in ("drifted", "unknown") for guest in others if guest.drift == state]
     selected: dict[tuple[Place, str], Guest] = {}
     unmatched = []
     for name in names:

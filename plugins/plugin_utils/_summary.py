@@ -96,13 +96,14 @@ def _success_facts(record: Record) -> list[tuple[str, str]]:
         ("Kept back", kept_back_text(record["kept_back"])),
         ("To compare", ", ".join(record["config_files"])),
         ("Snapshot", record["snapshot"] or ""),
+        *_history(record),
         ("Duration", duration_text(record["duration"])),
     ]
 
 
 def _failure_facts(record: Record) -> list[tuple[str, str]]:
     error = record["error"]
-    refused = " (nothing was changed)" if record["outcome"] == "refused" else ""
+    refused = " (nothing was changed)" if record["outcome"] == "refused" and not record.get("resumed") else ""
     packages = record.get("packages")
     return [
         ("Error", f"{error['msg']}{refused}"),
@@ -112,8 +113,26 @@ def _failure_facts(record: Record) -> list[tuple[str, str]]:
         ("QEMU drift", record["drift"] if record.get("drift") in ("remains", "resolved") else ""),
         ("Snapshot", record.get("snapshot") or ""),
         ("Rollback", _rollback(record) if record.get("snapshot") else ""),
+        *_history(record),
         ("Duration", duration_text(record["duration"]) if "duration" in record else ""),
     ]
+
+
+def _history(record: Record) -> list[tuple[str, str]]:
+    """Which run was gone on with, and whose lease was taken over for that."""
+    resumed, dead = record.get("resumed"), record.get("taken_over")
+    return [
+        ("Resumed", f"run {resumed['run']}, which was cut off {resumed['cut_off']}" if resumed else ""),
+        ("Lease", f"taken over from run {dead['run']} of {dead['owner']}, {silence_text(dead)}" if dead else ""),
+    ]
+
+
+def silence_text(lease: Mapping[str, Any]) -> str:
+    """How long ago the run of a lease was last heard of."""
+    silence = lease["silence"]
+    return (
+        "silent since the hypervisor was rebooted" if silence is None else f"last heard of {duration_text(silence)} ago"
+    )
 
 
 def packages_text(packages: Sequence[Mapping[str, Any]]) -> str:
@@ -160,8 +179,22 @@ def render_status(guests: Sequence[Record], failed_looks: Sequence[Record] = ())
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     drifted = sum(guest["drift"] == "drifted" for guest in guests)
     unknown = sum(guest["drift"] == "unknown" for guest in guests)
+    runs = [line for guest in guests if guest.get("run") for line in _run_lines(guest["name"], guest["run"])]
     failures = [line for failed in failed_looks for line in ["", *_failed_look_lines(failed)]]
-    return [*table, *failures, "", f"Guests: {len(guests)}  Drifted: {drifted}  Unknown: {unknown}"]
+    totals = f"Guests: {len(guests)}  Drifted: {drifted}  Unknown: {unknown}"
+    return [*table, *([""] if runs else []), *runs, *failures, "", totals]
+
+
+def _run_lines(guest: str, run: Mapping[str, Any]) -> list[str]:
+    """Who works on a guest, and what was left unfinished."""
+    lease, problem = run["lease"], run["problem"]
+    lines = [str(problem["msg"])] if problem else []
+    if lease:
+        state = "works on it" if run["live"] else "is dead"
+        lines.append(f"run {lease['run']} of {lease['owner']} {state}, {silence_text(lease)}")
+    if run["unfinished"] and not run["live"]:
+        lines.append("left unfinished: the next upgrade goes on with it")
+    return [printable(f"{guest}: {line}") for line in lines]
 
 
 def _status_row(guest: Record) -> tuple[str, ...]:

@@ -46,6 +46,7 @@ def hypervisor(clock: FakeClock, proc: FakeProc, tmp_path: Path, monkeypatch: py
     images.mkdir()
     runtime.mkdir(parents=True)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
     monkeypatch.setattr(_observe, "PROC", proc.path)
     monkeypatch.setattr(_observe, "find_process", functools.partial(_proc.find_process, proc=proc.path))
     monkeypatch.setattr(_observe, "running_files", functools.partial(_proc.running_files, proc=proc.path))

@@ -18,6 +18,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._packages import (
     PackageChange,
     Prediction,
     changes_between,
+    compose,
     installed,
 )
 
@@ -107,3 +108,23 @@ def test_the_same_state_is_no_change(state: Installed) -> None:
 def test_of_a_prediction_the_security_updates_are_those_that_are_told_to_be() -> None:
     changes = tuple(PackageChange(str(told), "all", "1", "2", told) for told in (True, False, None))
     assert [change.name for change in Prediction(changes).security] == ["True"]
+
+
+@given(first=databases, then=databases, last=databases)
+def test_two_lists_come_to_what_differs_in_the_end(first: Installed, then: Installed, last: Installed) -> None:
+    composed = compose(changes_between(first, then, {}), changes_between(then, last, {}))
+    assert composed == changes_between(first, last, {})
+
+
+@given(first=databases, then=databases)
+def test_nothing_put_to_a_list_leaves_it_as_it_is(first: Installed, then: Installed) -> None:
+    changes = changes_between(first, then, {"a": True, "b": None})
+    assert compose(changes, ()) == compose((), changes) == changes
+
+
+def test_an_update_to_a_security_update_stays_one() -> None:
+    secure = PackageChange("app", "all", "1", "2", security=True)
+    plain = PackageChange("app", "all", "2", "3")
+    untold = PackageChange("app", "all", "3", "4", security=None)
+    assert compose([secure], [plain]) == (PackageChange("app", "all", "1", "3", security=True),)
+    assert compose([plain], [untold]) == (PackageChange("app", "all", "2", "4", security=None),)

@@ -179,7 +179,7 @@ def test_drift_that_nobody_looked_at_is_unknown() -> None:
 
 SNAPSHOT = {"changed": True, "snapshot": {"name": "pre-upgrade"}}
 UPGRADED = {"changed": True, "packages": PACKAGES["packages"], "reboot_required": True}
-RESTARTED = {"changed": True, "forced": False}
+RESTARTED = {"changed": True, "restarted": True, "forced": False}
 FAILED_RESULT = {"msg": "no", "error_code": "agent_silent", "remedy": "Start it.", "transient": True}
 FAILURE = {"task": "Do it", "result": FAILED_RESULT}
 
@@ -327,3 +327,76 @@ def test_a_failure_of_the_collection_is_described_whole_and_another_as_far_as_it
         "transient": False,
         "evidence": {},
     }
+
+
+# --- going on ------------------------------------------------------------------------------------
+
+APP = {"name": "app", "arch": "all", "old": "1", "new": "2", "security": False}
+RESUMED: dict[str, Any] = {
+    "run": "run-a",
+    "owner": "root@a",
+    "cut_off": "after the upgrade",
+    "steps": [{"name": "snapshot", "status": "done", "run": "run-a"}],
+    "packages": [],
+    "config_files": [],
+    "snapshot": "pre-upgrade",
+    "restarted": False,
+    "forced": False,
+}
+
+
+def off_by(unfinished: bool, shut_down: bool) -> dict[str, Any]:
+    return domain("shut_off", "not_running", run={"unfinished": unfinished, "shut_down": shut_down})
+
+
+def test_a_guest_that_is_off_by_an_earlier_run_is_not_refused() -> None:
+    assert refusal_before(off_by(True, True), restart="needed") == {}
+    for wanted_off in (off_by(True, False), off_by(False, False), domain("shut_off", "not_running", run=None)):
+        assert refusal_before(wanted_off, restart="needed")["error_code"] == "domain_not_running"
+
+
+def test_what_an_earlier_run_has_upgraded_is_restarted_for() -> None:
+    plan = make_plan(SETTLED, {}, snapshot=True, restart="needed", resumed={**RESUMED, "packages": [APP]})
+    assert plan == Plan(snapshot=True, upgrade=False, restart=True, reasons=("packages are upgraded",))
+
+
+@pytest.mark.parametrize("restart", ["needed", "never"])
+def test_a_restart_that_was_begun_is_brought_to_its_end(restart: str) -> None:
+    resumed = {**RESUMED, "steps": [{"name": "restart", "status": "open", "run": "run-a"}]}
+    plan = make_plan(SETTLED, {}, snapshot=False, restart=restart, resumed=resumed)
+    assert (plan.restart, plan.reasons) == (True, ("it was begun by an earlier run",))
+
+
+def test_an_earlier_run_that_has_left_nothing_to_do_makes_no_work() -> None:
+    assert make_plan(SETTLED, {}, snapshot=True, restart="needed", resumed=RESUMED) == Plan(False, False, False, ())
+
+
+def resumed_result(earlier: dict[str, Any], **taken: Any) -> dict[str, Any]:
+    everything = {"lease": {"resumed": {**RESUMED, **earlier}, "taken_over": None}, "before": info(SETTLED), **taken}
+    return make_result(GUEST, everything, duration=1, check_mode=False)
+
+
+def test_a_result_has_what_all_runs_have_changed() -> None:
+    later = {**APP, "old": "2", "new": "3"}
+    upgrade = {"packages": [later], "config_files": ["/b"]}
+    result = resumed_result({"packages": [APP], "config_files": ["/a", "/b"]}, upgrade=upgrade)
+    assert result["packages"] == [{**APP, "new": "3"}]
+    assert (result["config_files"], result["outcome"]) == (["/a", "/b"], "upgraded")
+    assert (result["snapshot"], result["resumed"]) == ("pre-upgrade", {"run": "run-a", "cut_off": "after the upgrade"})
+
+
+def test_a_result_has_what_only_the_earlier_run_has_changed() -> None:
+    result = resumed_result({"packages": [APP], "restarted": True, "forced": True}, after=info(SETTLED))
+    assert (result["packages"], result["restarted"], result["forced_off"]) == ([APP], True, True)
+
+
+def test_a_failed_upgrade_adds_what_it_had_changed_by_then() -> None:
+    evidence = {"changes": [{**APP, "name": "other"}]}
+    result = resumed_result({"packages": [APP]}, upgrade={"failed": True, "evidence": evidence})
+    assert [package["name"] for package in result["packages"]] == ["app", "other"]
+
+
+def test_a_result_names_the_run_that_was_found_dead() -> None:
+    dead = {"run": "run-a", "owner": "root@a", "taken": "2026-03-01T02:00:00Z", "silence": 12.0}
+    result = make_result(GUEST, {"lease": {"resumed": None, "taken_over": dead}}, duration=1, check_mode=False)
+    assert (result["resumed"], result["taken_over"]) == (None, dead)

@@ -153,6 +153,15 @@ def fleet() -> list[Guest]:
     return known_guests([host("hv1", look)], {})
 
 
+def test_by_default_guests_that_were_left_unfinished_come_first() -> None:
+    left = {"run": {"unfinished": True}}
+    done = {**domain("on"), "run": {"unfinished": False}}
+    others = [{**domain("odd", "unknown"), **left}, {**domain("off", "not_running"), **left}, done]
+    guests = known_guests([host("hv1", {"domains": [domain("drifts", "drifted"), *others]})], {})
+    assert names(select_guests(guests, None, {})) == ["odd", "off", "drifts"]
+    assert names(select_guests(guests, "on", {})) == ["on"]
+
+
 def test_by_default_guests_that_drift_come_before_those_nobody_knows() -> None:
     assert names(select_guests(fleet(), None, {})) == ["web10", "101"]
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -317,3 +318,51 @@ def test_a_status_is_a_table_with_the_totals_below() -> None:
 
 def test_a_guests_name_cannot_break_the_table() -> None:
     assert all(character.isprintable() for line in render_status([guest(NASTY, "none")]) for character in line)
+
+
+# --- runs that went on from others ---------------------------------------------------------------
+
+DEAD = {"run": "run-a", "owner": "root@a", "taken": "2026-03-01T02:00:00Z", "silence": 3700.0}
+RESUMED = {"run": "run-a", "cut_off": "during the restart"}
+
+
+@pytest.mark.parametrize("made", [record, failure])
+def test_a_guest_that_was_gone_on_with_says_so(made: Callable[..., dict[str, Any]]) -> None:
+    lines = render_summary("upgrade", [made(resumed=RESUMED, taken_over=DEAD)])
+    assert "  Resumed: run run-a, which was cut off during the restart" in lines
+    assert "  Lease: taken over from run run-a of root@a, last heard of 1h1m40s ago" in lines
+    rebooted = render_summary("upgrade", [made(resumed=None, taken_over={**DEAD, "silence": None})])
+    assert "  Lease: taken over from run run-a of root@a, silent since the hypervisor was rebooted" in rebooted
+    assert not [line for line in rebooted if "Resumed" in line]
+
+
+def test_a_refusal_does_not_say_that_nothing_was_changed_where_an_earlier_run_has() -> None:
+    refused = record(outcome="refused", error={"msg": "agent is silent", "remedy": ""}, resumed=RESUMED)
+    assert "  Error: agent is silent" in render_summary("upgrade", [refused])
+
+
+def work(**facts: Any) -> dict[str, Any]:
+    return {"lease": DEAD, "live": True, "unfinished": True, "problem": None, **facts}
+
+
+@pytest.mark.parametrize(
+    ("run", "lines"),
+    [
+        (work(), ["a: run run-a of root@a works on it, last heard of 1h1m40s ago"]),
+        (
+            work(live=False),
+            [
+                "a: run run-a of root@a is dead, last heard of 1h1m40s ago",
+                "a: left unfinished: the next upgrade goes on with it",
+            ],
+        ),
+        (work(lease=None, live=False), ["a: left unfinished: the next upgrade goes on with it"]),
+        (
+            work(lease=None, live=False, unfinished=False, problem={"msg": "the record is damaged"}),
+            ["a: the record is damaged"],
+        ),
+    ],
+)
+def test_a_status_tells_who_works_on_a_guest(run: dict[str, Any], lines: list[str]) -> None:
+    told = render_status([{**guest("a", "none"), "run": run}, guest("b", "none")])
+    assert told[3:] == ["", *lines, "", "Guests: 2  Drifted: 0  Unknown: 0"]

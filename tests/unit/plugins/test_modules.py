@@ -6,15 +6,11 @@
 
 from __future__ import annotations
 
-import importlib
-import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
-from ansible.module_utils.testing import patch_module_args
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _runner
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
@@ -27,36 +23,8 @@ from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import STA
 from ansible_collections.kvm.fleet.plugins.modules import guest_upgrade
 from tests.unit.fake_agent import Call, Ending
 from tests.unit.fake_hypervisor import EMULATOR, FakeDomain, FakeHypervisor
+from tests.unit.plugins.conftest import Run
 from tests.unit.upgrading_guest import UpgradingGuest
-
-Run = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def run(hypervisor: FakeHypervisor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Runs a module as Ansible does, on the fake hypervisor, and returns what it prints."""
-
-    @contextmanager
-    def open_it(uri: str) -> Iterator[FakeHypervisor]:
-        assert uri == "qemu:///system"
-        yield hypervisor
-
-    monkeypatch.setattr(_runner, "open_hypervisor", open_it)
-
-    def run_module(module: str, *, check: bool = False, **arguments: Any) -> dict[str, Any]:
-        imported = importlib.import_module(f"ansible_collections.kvm.fleet.plugins.modules.{module}")
-        with patch_module_args({**arguments, "_ansible_check_mode": check}), pytest.raises(SystemExit):
-            imported.main()
-        result: dict[str, Any] = json.loads(capsys.readouterr().out)
-        return result
-
-    return run_module
-
-
-@pytest.fixture
-def domain(hypervisor: FakeHypervisor) -> FakeDomain:
-    return hypervisor.add("web1")
-
 
 # --- check mode, of every module that changes anything -------------------------------------------
 

@@ -1,0 +1,55 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: this_run
+short_description: Tell the id of this run of a playbook, and who runs it
+version_added: 0.1.0
+author:
+  - Contributors to kvm.fleet (@kvm-fleet)
+description:
+  - The same for the whole run, for every guest and wherever it is asked for. On a controller without C(/proc), the id
+    is a new one each time.
+options:
+  _terms:
+    description: Nothing.
+"""
+
+EXAMPLES = r"""
+- name: Take a guest for this run
+  kvm.fleet.guest_lease:
+    name: web1
+    run: "{{ lookup('kvm.fleet.this_run').run }}"
+    owner: "{{ lookup('kvm.fleet.this_run').owner }}"
+  delegate_to: hypervisor1
+"""
+
+RETURN = r"""
+_list:
+  description: One element, with the id as C(run) and the C(owner).
+  type: list
+  elements: dict
+  sample:
+    - run: 20261124-003000-3f2a
+      owner: root@control1 (pid 4711, started 123456, in pid:[4026531836], boot 0b1d3a7d-2f8a-4a0e-9d0b-6c8e58b40c55)
+"""
+
+from datetime import datetime, timezone
+from typing import Any
+
+from ansible.plugins.lookup import LookupBase
+
+from ansible_collections.kvm.fleet.plugins.plugin_utils._controller import owner_of, playbook_pid, run_of
+
+
+class LookupModule(LookupBase):
+    """Asks the kernel, so that nobody has to hand the answer on."""
+
+    def run(self, terms: Any, variables: Any = None, **kwargs: Any) -> list[dict[str, str]]:
+        del terms, variables, kwargs  # nothing to be asked for
+        pid = playbook_pid()
+        owner = owner_of(pid)
+        return [{"run": run_of(owner, pid, datetime.now(timezone.utc)), "owner": owner}]

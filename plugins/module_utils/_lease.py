@@ -1,0 +1,184 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Lets one module at a time change a guest, of the run that has its lease, and keeps the record of what it does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from ansible_collections.kvm.fleet.plugins.module_utils import _record
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import Domain, Hypervisor
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError
+from ansible_collections.kvm.fleet.plugins.module_utils._record import (
+    Claim,
+    Facts,
+    Lease,
+    Moment,
+    Record,
+    Step,
+    StepName,
+    StepStatus,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._store import LockHeld, Store, moment, records_directory
+
+
+@dataclass(frozen=True)
+class Taken:
+    """A lease that was taken, or would be in check mode. ``before`` is what was on record until then."""
+
+    record: Record
+    before: Record | None
+
+    @property
+    def is_news(self) -> bool:
+        """Whether the run did not have it already."""
+        ours, held = self.record.lease, self.before.lease if self.before else None
+        return held is None or ours is None or held.run != ours.run
+
+    @property
+    def taken_over(self) -> Lease | None:
+        """The lease of another run, which was found dead."""
+        return self.before.lease if self.before and self.is_news else None
+
+
+def take(hypervisor: Hypervisor, domain: Domain, claim: Claim, baseline: Callable[[], Facts], *, check: bool) -> Taken:
+    """Take the lease of a guest, or renew it. Raises GuestLeased."""
+    claim.check()
+    store = Store(records_directory(hypervisor.uri))
+    with _alone(hypervisor, domain, store, check=check):
+        before = store.read(domain.uuid)
+        record = _record.take(before, claim, baseline, moment(hypervisor.clock))
+        if not check:
+            store.write(record)
+    return Taken(record, before)
+
+
+def release(
+    hypervisor: Hypervisor, domain: Domain, run: str, outcome: str, error: Facts | None, *, check: bool
+) -> tuple[Record | None, bool]:
+    """Bring the run's work to its end. Returns the record, and whether there was a lease to release.
+
+    Raises LeaseLost when another run has the lease.
+    """
+    store = Store(records_directory(hypervisor.uri))
+    with _alone(hypervisor, domain, store, check=check):
+        record = store.read(domain.uuid)
+        if record is None or record.lease is None:
+            return record, False
+        _record.renew(record, domain.name, run, moment(hypervisor.clock))
+        record = _record.release(record, outcome, error)
+        if not check:
+            store.write(record)
+    return record, True
+
+
+def look(hypervisor: Hypervisor, domain_uuid: str) -> tuple[Record | None, bool, Moment]:
+    """What is on record of a guest, and whether a module works on it at this moment. Changes nothing."""
+    store = Store(records_directory(hypervisor.uri))
+    return store.read(domain_uuid), store.is_locked(domain_uuid), moment(hypervisor.clock)
+
+
+class Recorder:
+    """What a module tells of its steps; nothing is kept of them where it works outside of any run."""
+
+    def __init__(self, hypervisor: Hypervisor, store: Store, record: Record | None, run: str, *, check: bool) -> None:
+        self.record = record
+        self._hypervisor = hypervisor
+        self._store = store
+        self._run = run
+        self._check = check
+
+    def last(self, name: StepName) -> Step | None:
+        """The latest step of this name that is on record, be it an earlier run's."""
+        return self.record.last(name) if self.record else None
+
+    def begin(self, name: StepName, intent: Facts) -> None:
+        """Write down what is about to be done. To be called before anything is changed."""
+        if self.record:
+            self._write(_record.begin(self.record, name, self._run, intent, self.now()))
+
+    def end(self, name: StepName, result: Facts) -> None:
+        """Write down what was done."""
+        if self.record:
+            self._write(_record.end(self.record, name, StepStatus.DONE, result, self.now()))
+
+    def forget(self, uuid: str) -> None:
+        """The guest is back to where it was before any step, whichever run that was of."""
+        record = self._store.read(uuid)
+        if record and record.unfinished and not self._check:
+            self._store.write(_record.forget(record))
+
+    @contextmanager
+    def failing(self, name: StepName) -> Iterator[None]:
+        """Write down an error that ends a step, if that has begun."""
+        try:
+            yield
+        except FleetError as error:
+            step = self.last(name)
+            if self.record and step and step.status is StepStatus.OPEN:
+                told = {"error_code": error.error_code, "msg": error.message}
+                self._write(_record.end(self.record, name, StepStatus.FAILED, told, self.now()))
+            raise
+
+    def renew(self, domain: Domain) -> None:
+        """Give the lease a fresh heartbeat. Raises LeaseLost."""
+        self._write(_record.renew(self.record, domain.name, self._run, self.now()))
+
+    def now(self) -> Moment:
+        """This moment, on the hypervisor."""
+        return moment(self._hypervisor.clock)
+
+    def _write(self, record: Record) -> None:
+        self.record = record
+        if not self._check:
+            self._store.write(record)
+
+
+@contextmanager
+def working(
+    hypervisor: Hypervisor, domain: Domain, run: str | None, *, check: bool, lease_required: bool = True
+) -> Iterator[Recorder]:
+    """Be the only module at work on a guest for as long as the context lasts.
+
+    With ``run``, its lease is needed, and renewed. Where it is not ``lease_required``, a guest that knows nothing of
+    the run is worked on outside of any. In check mode the lease need not be there, since another module in check mode
+    cannot have taken it; what an earlier run has left unfinished counts as taken over.
+
+    Without ``run``, or without a lease, a guest under another run's lease is refused.
+    Raises GuestLeased and LeaseLost.
+    """
+    store = Store(records_directory(hypervisor.uri))
+    with _alone(hypervisor, domain, store, check=check):
+        record = store.read(domain.uuid)
+        recorder = Recorder(hypervisor, store, None, run or "", check=check)
+        known = record is not None and run in [lease.run for lease in (record.lease, *record.earlier) if lease]
+        if check and run:
+            recorder.record = record if known or (record and record.unfinished) else None
+        elif run and (known or lease_required):
+            recorder.record = record
+            recorder.renew(domain)
+        else:
+            now = moment(hypervisor.clock)
+            if record and record.lease and record.lease.is_young(now):
+                raise _record.leased(domain.name, record.lease, now)
+        yield recorder
+
+
+@contextmanager
+def _alone(hypervisor: Hypervisor, domain: Domain, store: Store, *, check: bool) -> Iterator[None]:
+    """Hold the guest's lock; in check mode, which must leave nothing behind, only see that nobody else does."""
+    try:
+        if check:
+            store.wait_until_free(domain.uuid, hypervisor.clock)
+            yield
+        else:
+            with store.locked(domain.uuid, hypervisor.clock):
+                yield
+    except LockHeld:
+        record = store.read(domain.uuid)
+        lease = record.lease if record else None
+        raise _record.leased(domain.name, lease, moment(hypervisor.clock), at_work=True) from None

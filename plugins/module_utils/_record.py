@@ -1,0 +1,371 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is known of the work on a guest, whoever does it: who may work on it now, and how far the work has come.
+
+A record is kept on the hypervisor (see _store), since a controller may be a container that is gone in a minute. Each
+step is written down before it changes anything and again when it is done. What a run leaves unfinished, the next one
+finds there and goes on from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from enum import Enum
+from typing import Any, TypeVar
+
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import GuestLeased, InvalidRequest, LeaseLost
+from ansible_collections.kvm.fleet.plugins.module_utils._packages import PackageChange, compose
+
+SCHEMA = 1
+
+Facts = Mapping[str, Any]
+"""What JSON can hold."""
+
+_T = TypeVar("_T")
+
+
+class StepName(str, Enum):
+    """What a run changes of a guest."""
+
+    SNAPSHOT = "snapshot"
+    UPGRADE = "upgrade"
+    RESTART = "restart"
+
+
+class StepStatus(str, Enum):
+    OPEN = "open"
+    """It may have changed something, and nobody has told how it ended."""
+    DONE = "done"
+    FAILED = "failed"
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A point in time on one hypervisor. ``uptime`` never jumps, and means something within one boot only."""
+
+    at: str
+    uptime: float
+    boot_id: str
+
+
+@dataclass(frozen=True)
+class Lease:
+    """Who may work on a guest.
+
+    ``heartbeat`` is when a module of the run last said that it is there, as the uptime of the hypervisor's boot
+    ``boot_id``: neither a clock that is set nor a reboot makes a lease younger than it is.
+    """
+
+    run: str
+    owner: str
+    taken: str
+    heartbeat: float
+    ttl: float
+    boot_id: str
+
+    def silence(self, now: Moment) -> float | None:
+        """Seconds since the last heartbeat, or None where the hypervisor has been rebooted since."""
+        return max(0.0, now.uptime - self.heartbeat) if self.boot_id == now.boot_id else None
+
+    def is_young(self, now: Moment) -> bool:
+        """Whether the run may be alive although none of its modules is at work at this moment."""
+        silence = self.silence(now)
+        return silence is not None and silence < self.ttl
+
+
+@dataclass(frozen=True)
+class Step:
+    """One change of a guest: what was intended, by which run, and what came of it."""
+
+    name: StepName
+    status: StepStatus
+    run: str
+    begun: str
+    ended: str | None
+    intent: Facts
+    result: Facts
+
+
+@dataclass(frozen=True)
+class Record:
+    """The work on one guest, from the first change to the outcome, by one run or by several that took over.
+
+    ``baseline`` is what domain_info said of the domain before the first change. ``earlier`` are the leases of the runs
+    that were gone on from, oldest first. ``outcome`` is None until a run has brought the work to an end and told of it.
+    """
+
+    domain: str
+    uuid: str
+    lease: Lease | None
+    earlier: tuple[Lease, ...]
+    baseline: Facts
+    steps: tuple[Step, ...]
+    outcome: str | None
+    error: Facts | None
+
+    @property
+    def unfinished(self) -> bool:
+        """Whether the next run has to go on with this work.
+
+        Work that failed was told of, and the next run begins anew. But a guest that was asked to shut down and was
+        not seen to come up may be off for this reason alone.
+        """
+        if self.outcome == "failed":
+            return self.shut_down_by_us
+        return self.outcome is None and bool(self.steps)
+
+    @property
+    def shut_down_by_us(self) -> bool:
+        """Whether the guest, if it is off, is off because a run has shut it down."""
+        step = self.last(StepName.RESTART)
+        return step is not None and step.status is not StepStatus.DONE
+
+    def last(self, name: StepName) -> Step | None:
+        """The latest step of this name."""
+        return next((step for step in reversed(self.steps) if step.name is name), None)
+
+    def upgrades_since(self, step: Step) -> tuple[Step, ...]:
+        """The upgrades that were begun after this step."""
+        later = self.steps[self.steps.index(step) + 1 :]
+        return tuple(other for other in later if other.name is StepName.UPGRADE)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """Who wants to work on which guest. ``take_over`` names the run whose lease is to be taken although it is young."""
+
+    domain: str
+    uuid: str
+    run: str
+    owner: str
+    ttl: float
+    take_over: str = ""
+
+    def check(self) -> None:
+        """Raise InvalidRequest for what cannot be meant."""
+        for what, text in (("run", self.run), ("owner", self.owner)):
+            if not text or not text.isascii() or not text.isprintable():
+                raise InvalidRequest(
+                    f"{text!r} cannot be the name of a {what}", remedy="Use letters, digits and dashes of ASCII."
+                )
+        if self.ttl <= 0:
+            raise InvalidRequest(f"a lease of {self.ttl:g} s cannot be meant", remedy="Give a ttl above zero.")
+
+
+# --- the lease -----------------------------------------------------------------------------------
+
+
+def take(record: Record | None, claim: Claim, baseline: Callable[[], Facts], now: Moment) -> Record:
+    """The record under the lease of the claim. Raises GuestLeased while another run's lease is young.
+
+    To be called while no other module works on the guest. What an earlier run has left unfinished stays, to be gone on
+    with; what has come to an end makes place for a new record, whose ``baseline`` is looked at now.
+    """
+    lease = Lease(claim.run, claim.owner, now.at, now.uptime, claim.ttl, now.boot_id)
+    held = record.lease if record else None
+    if held and held.run == claim.run:
+        lease = replace(lease, taken=held.taken)
+    elif held and held.is_young(now) and held.run != claim.take_over:
+        raise leased(claim.domain, held, now)
+    if record is None or not record.unfinished:
+        return Record(claim.domain, claim.uuid, lease, (), baseline(), (), None, None)
+    others = (held,) if held and held.run != claim.run else ()
+    return replace(
+        record, domain=claim.domain, lease=lease, earlier=(*record.earlier, *others), outcome=None, error=None
+    )
+
+
+def renew(record: Record | None, domain: str, run: str, now: Moment) -> Record:
+    """The record with a fresh heartbeat. Raises LeaseLost unless the run has the lease."""
+    held = record.lease if record else None
+    if record is None or held is None or held.run != run:
+        holder = f"run {held.run} of {held.owner} has it" if held else "nobody has one"
+        raise LeaseLost(
+            f"run {run} has no lease of guest {domain!r} any more: {holder}",
+            remedy="Another run may have taken it over, taking this one for dead. See with kvm.fleet.status what works "
+            "on the guest now, and run again.",
+            evidence={"run": run, "holder": held.run if held else None},
+        )
+    return replace(record, lease=replace(held, heartbeat=now.uptime, boot_id=now.boot_id))
+
+
+def release(record: Record, outcome: str, error: Facts | None) -> Record:
+    """The record of work that has come to its end.
+
+    A run that was refused has done nothing: what it has taken over is still to be gone on with.
+    """
+    released = replace(record, lease=None, outcome=outcome, error=error)
+    if outcome == "refused" and record.unfinished:
+        released = replace(released, outcome=None, error=None)
+    if released.unfinished and record.lease:
+        released = replace(released, earlier=(*record.earlier, record.lease))
+    return released
+
+
+def leased(domain: str, lease: Lease | None, now: Moment, *, at_work: bool = False) -> GuestLeased:
+    """The refusal of a guest that another run works on."""
+    evidence: dict[str, object] = {"at_work": at_work}
+    busy = "a task of this collection works on it at this moment"
+    if lease is None:
+        return GuestLeased(
+            f"guest {domain!r} is busy: {busy}", remedy="Run again when it has ended.", evidence=evidence
+        )
+    silence = lease.silence(now)
+    heard = busy if at_work or silence is None else f"it was last heard of {silence:.0f} s ago"
+    left = 0 if silence is None else max(0.0, lease.ttl - silence)
+    evidence.update(run=lease.run, owner=lease.owner, taken=lease.taken, silence=silence, ttl=lease.ttl)
+    return GuestLeased(
+        f"guest {domain!r} is under the lease of run {lease.run}, which {lease.owner} took at {lease.taken}; {heard}",
+        remedy="Wait for that run to end. If it is dead, its lease ends "
+        + (f"{left:.0f} s from now" if left else "with its task")
+        + f"; who knows for sure can take it over before (upgrade_take_over={lease.run}).",
+        evidence=evidence,
+    )
+
+
+# --- the steps -----------------------------------------------------------------------------------
+
+
+def begin(record: Record, name: StepName, run: str, intent: Facts, now: Moment) -> Record:
+    """The record with a step that is about to change the guest."""
+    return replace(record, steps=(*record.steps, Step(name, StepStatus.OPEN, run, now.at, None, intent, {})))
+
+
+def end(record: Record, name: StepName, status: StepStatus, result: Facts, now: Moment) -> Record:
+    """The record with what came of the latest step of this name, be it an earlier run's."""
+    step = record.last(name)
+    if step is None:
+        raise ValueError(f"no {name.value} was begun")
+    ended = replace(step, status=status, ended=now.at, result=result)
+    return replace(record, steps=tuple(ended if other is step else other for other in record.steps))
+
+
+def forget(record: Record) -> Record:
+    """The record of a guest that was brought back to before all steps."""
+    return replace(record, steps=())
+
+
+# --- as text -------------------------------------------------------------------------------------
+
+
+class Malformed(ValueError):
+    """A text is no record; the message says why."""
+
+
+def serialise(record: Record) -> str:
+    """The record as JSON for ``parse``."""
+    return json.dumps({"schema": SCHEMA, **facts(record)}, indent=1) + "\n"
+
+
+def facts(record: Record) -> dict[str, Any]:
+    """The record as plain values."""
+    return asdict(record)
+
+
+def parse(text: str) -> Record:
+    """The record in a text. Raises Malformed for whatever ``serialise`` does not write."""
+    try:
+        found = json.loads(text)
+    except ValueError as error:
+        raise Malformed(f"it is not JSON: {error}") from error
+    schema = found.get("schema") if isinstance(found, dict) else None
+    if isinstance(schema, int) and schema > SCHEMA:
+        raise Malformed(f"it was written by a newer version of this collection (schema {schema}, known is {SCHEMA})")
+    fields = _fields(found, "schema", *Record.__dataclass_fields__)
+    if _is(int, fields["schema"]) != SCHEMA:
+        raise Malformed(f"its schema is {schema!r}")
+    return Record(
+        domain=_is(str, fields["domain"]),
+        uuid=_is(str, fields["uuid"]),
+        lease=None if fields["lease"] is None else _lease(fields["lease"]),
+        earlier=tuple(_lease(lease) for lease in _is(list, fields["earlier"])),
+        baseline=_is(dict, fields["baseline"]),
+        steps=tuple(_step(step) for step in _is(list, fields["steps"])),
+        outcome=None if fields["outcome"] is None else _is(str, fields["outcome"]),
+        error=None if fields["error"] is None else _is(dict, fields["error"]),
+    )
+
+
+def _fields(found: object, *names: str) -> dict[str, Any]:
+    fields: dict[str, Any] = _is(dict, found)
+    if set(fields) != set(names):
+        raise Malformed(f"its fields are {sorted(fields)}")
+    return fields
+
+
+def _is(kind: type[_T], value: object) -> _T:
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise Malformed(f"{value!r} is no {kind.__name__}")
+    return value
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else _is(float, value)
+
+
+def _lease(found: object) -> Lease:
+    fields = _fields(found, *Lease.__dataclass_fields__)
+    texts = {name: _is(str, fields[name]) for name in ("run", "owner", "taken", "boot_id")}
+    return Lease(**texts, heartbeat=_number(fields["heartbeat"]), ttl=_number(fields["ttl"]))
+
+
+def _step(found: object) -> Step:
+    fields = _fields(found, *Step.__dataclass_fields__)
+    try:
+        name, status = StepName(fields["name"]), StepStatus(fields["status"])
+    except ValueError as error:
+        raise Malformed(str(error)) from error
+    return Step(
+        name=name,
+        status=status,
+        run=_is(str, fields["run"]),
+        begun=_is(str, fields["begun"]),
+        ended=None if fields["ended"] is None else _is(str, fields["ended"]),
+        intent=_is(dict, fields["intent"]),
+        result=_is(dict, fields["result"]),
+    )
+
+
+# --- what the next run is told -------------------------------------------------------------------
+
+
+def packages(record: Record) -> tuple[PackageChange, ...]:
+    """What the upgrades on record have changed together, of those that have told it."""
+    found: tuple[PackageChange, ...] = ()
+    for step in record.steps:
+        if step.name is StepName.UPGRADE and step.status is StepStatus.DONE:
+            found = compose(found, (PackageChange(**change) for change in step.result["packages"]))
+    return found
+
+
+def config_files(record: Record) -> list[str]:
+    """The configuration files that those upgrades have left for a person to compare, each once."""
+    upgrades = [step for step in record.steps if step.name is StepName.UPGRADE and step.status is StepStatus.DONE]
+    return list(dict.fromkeys(path for step in upgrades for path in step.result["config_files"]))
+
+
+def resumed(record: Record) -> dict[str, Any] | None:
+    """What the run that has the lease goes on with, as a module returns it: None where it has begun by itself."""
+    if not record.lease or not record.earlier:
+        return None
+    run, before = record.lease.run, record.earlier[-1]
+    theirs = [step for step in record.steps if step.run != run or before.run == run]
+    if not theirs:
+        return None
+    last = theirs[-1]
+    snapshot, restart = record.last(StepName.SNAPSHOT), record.last(StepName.RESTART)
+    return {
+        "run": before.run,
+        "owner": before.owner,
+        "cut_off": f"{'after' if last.status is StepStatus.DONE else 'during'} the {last.name.value}",
+        "steps": [{"name": step.name.value, "status": step.status.value, "run": step.run} for step in theirs],
+        "packages": [vars(change) for change in packages(record)],
+        "config_files": config_files(record),
+        "snapshot": snapshot.intent["name"] if snapshot and snapshot.status is StepStatus.DONE else None,
+        "restarted": restart is not None and restart.status is StepStatus.DONE,
+        "forced": restart is not None and restart.result.get("forced") is True,
+    }

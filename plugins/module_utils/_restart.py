@@ -1,0 +1,103 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Restarts a guest once in a run, whichever controllers of it die on the way."""
+
+from __future__ import annotations
+
+from datetime import datetime, timezone
+
+from ansible_collections.kvm.fleet.plugins.module_utils import _power
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import timestamp
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import Domain, Hypervisor
+from ansible_collections.kvm.fleet.plugins.module_utils._lease import Recorder
+from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation
+from ansible_collections.kvm.fleet.plugins.module_utils._power import (
+    Begun,
+    PowerOptions,
+    PowerReport,
+    PowerState,
+    Step,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._proc import QemuProcess
+from ansible_collections.kvm.fleet.plugins.module_utils._record import Facts, Record, StepName, StepStatus
+
+
+def restart(
+    hypervisor: Hypervisor,
+    domain: Domain,
+    observed: Observation,
+    options: PowerOptions,
+    recorder: Recorder,
+    *,
+    check: bool,
+) -> tuple[tuple[Step, ...], PowerReport]:
+    """Restart the guest, or do what is left of a restart that is on record. Returns the steps and what came of them."""
+    boot = recorder.now().boot_id
+    begun = restart_on_record(recorder.record, boot)
+    if begun is None:
+        steps = _power.plan(observed, PowerState.RESTARTED, options)
+    else:
+        steps = _power.plan_again(observed, begun, options)
+    _power.check(hypervisor, domain, steps, options)
+    if begun and begun.ended and not steps:
+        return steps, PowerReport(
+            forced=begun.forced,
+            process_before=begun.process,
+            process_after=observed.process,
+            boot_id_before=begun.boot_id,
+        )
+    if check:
+        return steps, PowerReport()
+
+    def intend(report: PowerReport) -> None:
+        recorder.begin(StepName.RESTART, _facts(report.process_before, report.boot_id_before, boot))
+
+    with recorder.failing(StepName.RESTART):
+        report = _power.apply(hypervisor, domain, steps, options, begun=begun, intend=intend)
+    recorder.end(
+        StepName.RESTART, {**_facts(report.process_after, report.boot_id_after, boot), "forced": report.forced}
+    )
+    return steps, report
+
+
+def restart_on_record(record: Record | None, boot: str) -> Begun | None:
+    """The latest restart that was begun, in whichever boot of the hypervisor; ``boot`` is the present one.
+
+    A restart that came to its end does not count for what was upgraded after it.
+    """
+    step = record.last(StepName.RESTART) if record else None
+    if record is None or step is None:
+        return None
+    ended = step.status is StepStatus.DONE
+    upgrades = record.upgrades_since(step)
+    if ended and any(later.status is not StepStatus.DONE or later.result["packages"] for later in upgrades):
+        return None
+    return Begun(
+        process=_process(step.intent, boot),
+        process_known=step.intent["pid"] is not None,
+        boot_id=step.intent["boot_id"],
+        ended=ended,
+        process_after=_process(step.result, boot) if ended else None,
+        forced=step.result.get("forced") is True,
+    )
+
+
+def _facts(process: QemuProcess | None, boot_id: str | None, boot: str) -> Facts:
+    """A QEMU process and its guest's boot, for the record. ``boot`` is the hypervisor's own."""
+    return {
+        "pid": process.pid if process else None,
+        "start_ticks": process.start_ticks if process else None,
+        "started": timestamp(process.started) if process else None,
+        "boot_id": boot_id,
+        "hypervisor_boot_id": boot,
+    }
+
+
+def _process(facts: Facts, boot: str) -> QemuProcess | None:
+    """The process in the record, or None where it was not known, or the hypervisor has been rebooted since."""
+    if facts["pid"] is None or facts["hypervisor_boot_id"] != boot:
+        return None
+    started = datetime.strptime(facts["started"], "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)
+    return QemuProcess(facts["pid"], facts["start_ticks"], started)

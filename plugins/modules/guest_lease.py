@@ -1,0 +1,243 @@
+#!/usr/bin/python
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: guest_lease
+short_description: Take a guest for a run, and let go of it again
+version_added: 0.1.0
+author:
+  - Contributors to kvm.fleet (@kvm-fleet)
+description:
+  - A run that has a guest's lease is the only one whose tasks change that guest. What they do is on record on the
+    hypervisor, in C(/var/lib/kvm-fleet/runs), each step before it is begun and again when it has ended. When the run
+    dies on the way, the next one that takes the lease goes on from there.
+  - A lease is live while one of the run's tasks is at work on the guest, and for O(ttl) seconds after the last of them,
+    unless the hypervisor was rebooted since. A lease that is no longer live is taken over, and RV(taken_over) says so.
+  - The run's other tasks give their O(run) too. They need the lease, and renew it.
+extends_documentation_fragment:
+  - kvm.fleet.hypervisor
+  - kvm.fleet.hypervisor.domain
+  - kvm.fleet.hypervisor.attributes
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+options:
+  state:
+    description:
+      - V(present) takes the lease, or renews it. V(absent) lets go of it and notes what became of the guest.
+    type: str
+    choices: [present, absent]
+    default: present
+  run:
+    description:
+      - The run's id.
+    type: str
+    required: true
+  owner:
+    description:
+      - Who runs it, for others who meet the lease. Required for O(state=present).
+    type: str
+  ttl:
+    description:
+      - Seconds for which the lease stays live without any task of the run. It has to be longer than the longest that
+        a guest waits for the others of its batch.
+    type: int
+    default: 3600
+  take_over:
+    description:
+      - Id of a run that is known to be dead. Its lease is taken over although it is live, unless one of its tasks is at
+        work on the guest at this very moment. A lease of any other run is refused all the same.
+    type: str
+  outcome:
+    description:
+      - What became of the guest. Required for O(state=absent).
+      - After V(refused), what an earlier run has left unfinished stays on record. After V(failed), it stays as long as
+        the guest may be off because it was shut down for a restart.
+    type: str
+    choices: [unchanged, upgraded, restarted, failed, refused]
+  error:
+    description:
+      - Why it failed or was refused, for the record.
+    type: dict
+"""
+
+EXAMPLES = r"""
+- name: Take the guest
+  kvm.fleet.guest_lease:
+    name: web1
+    run: 20261124-003000-3f2a
+    owner: root@control1
+  delegate_to: hypervisor1
+  register: result
+
+- name: Tell what is gone on with
+  ansible.builtin.debug:
+    msg: "run {{ result.resumed.run }} was cut off {{ result.resumed.cut_off }}"
+  when: result.resumed
+
+- name: Restart it
+  kvm.fleet.domain_power:
+    name: web1
+    state: restarted
+    run: 20261124-003000-3f2a
+  delegate_to: hypervisor1
+
+- name: Let go of it
+  kvm.fleet.guest_lease:
+    name: web1
+    run: 20261124-003000-3f2a
+    state: absent
+    outcome: restarted
+  delegate_to: hypervisor1
+"""
+
+RETURN = r"""
+record:
+  description: What is on record of the work on the guest. V(null) where O(state=absent) finds nothing.
+  returned: success
+  type: dict
+  contains:
+    domain:
+      description: The domain's name.
+      type: str
+      sample: web1
+    uuid:
+      description: The domain's UUID.
+      type: str
+      sample: 2f8a6c8e-58b4-4a0e-9d0b-0b1d3a7d0c55
+    lease:
+      description: The lease, with its C(run), C(owner), C(taken), C(heartbeat), C(ttl) and C(boot_id).
+      type: dict
+    earlier:
+      description: The leases of the runs that were gone on from, oldest first.
+      type: list
+      elements: dict
+    baseline:
+      description: The domain before the first change, as M(kvm.fleet.domain_info) returns it.
+      type: dict
+    steps:
+      description: >-
+        What was begun or done, in order, each with its C(name), C(status), C(run), C(begun), C(ended), C(intent) and
+        C(result).
+      type: list
+      elements: dict
+    outcome:
+      description: What became of the guest. V(null) while that is open.
+      type: str
+      sample: upgraded
+    error:
+      description: Why it failed.
+      type: dict
+resumed:
+  description: What this run goes on with. V(null) when it begins by itself.
+  returned: O(state=present)
+  type: dict
+  contains:
+    run:
+      description: The run that was cut off.
+      type: str
+      sample: 20261124-003000-3f2a
+    owner:
+      description: Who ran it.
+      type: str
+      sample: root@control1
+    cut_off:
+      description: Where it was cut off, V(during) or V(after) a step.
+      type: str
+      sample: during the restart
+    steps:
+      description: What it had begun, with C(name), C(status) (V(open), V(done) or V(failed)) and C(run).
+      type: list
+      elements: dict
+    packages:
+      description: The packages that its finished upgrades changed, as M(kvm.fleet.guest_upgrade) returns them.
+      type: list
+      elements: dict
+    config_files:
+      description: The configuration files that they have put beside others, for a person to compare.
+      type: list
+      elements: str
+    snapshot:
+      description: The snapshot that it had made.
+      type: str
+      sample: pre-upgrade-20261124-003012
+    restarted:
+      description: Whether it had restarted the guest, and proved that.
+      type: bool
+      sample: false
+    forced:
+      description: Whether it had ended the guest by force.
+      type: bool
+      sample: false
+taken_over:
+  description: >-
+    The lease of another run that this one has taken over, with its C(run), its C(owner), when it was C(taken), and the
+    seconds of C(silence) since it was last heard of (V(null) when the hypervisor was rebooted since). V(null) if none.
+  returned: O(state=present)
+  type: dict
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.kvm.fleet.plugins.module_utils import _lease, _record, _results
+from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtHypervisor
+from ansible_collections.kvm.fleet.plugins.module_utils._observe import observe
+from ansible_collections.kvm.fleet.plugins.module_utils._record import Claim
+from ansible_collections.kvm.fleet.plugins.module_utils._runner import DOMAIN_ARGUMENTS, run
+from ansible_collections.kvm.fleet.plugins.module_utils._store import moment
+
+
+def present(module: AnsibleModule, hypervisor: LibvirtHypervisor) -> dict[str, Any]:
+    given = module.params
+    domain = hypervisor.domain(given["name"])
+    claim = Claim(domain.name, domain.uuid, given["run"], given["owner"], given["ttl"], given["take_over"] or "")
+    taken = _lease.take(
+        hypervisor, domain, claim, lambda: _results.observation(observe(hypervisor, domain)), check=module.check_mode
+    )
+    other = taken.taken_over
+    return {
+        "changed": taken.is_news,
+        "record": _record.facts(taken.record),
+        "resumed": _record.resumed(taken.record),
+        "taken_over": _results.lease(other, moment(hypervisor.clock)) if other else None,
+    }
+
+
+def absent(module: AnsibleModule, hypervisor: LibvirtHypervisor) -> dict[str, Any]:
+    given = module.params
+    domain = hypervisor.domain(given["name"])
+    record, released = _lease.release(
+        hypervisor, domain, given["run"], given["outcome"], given["error"], check=module.check_mode
+    )
+    return {"changed": released, "record": _record.facts(record) if record else None}
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "state": {"type": "str", "choices": ["present", "absent"], "default": "present"},
+            "run": {"type": "str", "required": True},
+            "owner": {"type": "str"},
+            "ttl": {"type": "int", "default": 3600},
+            "take_over": {"type": "str"},
+            "outcome": {"type": "str", "choices": ["unchanged", "upgraded", "restarted", "failed", "refused"]},
+            "error": {"type": "dict"},
+            **DOMAIN_ARGUMENTS,
+        },
+        required_if=[("state", "present", ["owner"]), ("state", "absent", ["outcome"])],
+        supports_check_mode=True,
+    )
+    act = {"present": present, "absent": absent}[module.params["state"]]
+    run(module, lambda hypervisor: act(module, hypervisor))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,237 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Controllers that die anywhere in the cycle, and the runs that come after them.
+
+One guest loses five controllers in a row, each further on than the one before it, until the sixth brings it home.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.integration.proof import Look, look, make_fresh
+from tests.integration.runs import HYPERVISORS, PlaybookRun, command, literal, module, playbook
+from tests.integration.test_durability import UPGRADED, kill, wait_for
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from lab.guests import Guest
+    from lab.session import Session
+
+RECORDS = Path("/var/lib/kvm-fleet/runs")
+# Only taken and let go of again: nothing of the guest is changed.
+LOOK_ONLY = {"upgrade_packages": False, "upgrade_restart": "never"}
+
+
+def record_of(guest: Guest) -> dict[str, Any]:
+    """What is on record of a guest, read as anybody can."""
+    path = RECORDS / f"{guest.domain.UUIDString()}.json"
+    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {"steps": [], "lease": None}
+    return found
+
+
+def steps(guest: Guest) -> list[tuple[str, str]]:
+    return [(step["name"], step["status"]) for step in record_of(guest)["steps"]]
+
+
+def reached(guest: Guest, name: str, status: str) -> Callable[[], bool]:
+    """Whether the latest step on record is this one."""
+    return lambda: steps(guest)[-1:] == [(name, status)]
+
+
+@contextmanager
+def running(guest: Guest, log: Path, **variables: object) -> Iterator[subprocess.Popen[bytes]]:
+    """The playbook at work in the background."""
+    words, environment = command("ansible-playbook", inventory=HYPERVISORS)
+    said = ["--extra-vars", literal({"fleet_guests": [guest.name], **variables})]
+    with (
+        log.open("wb") as output,
+        subprocess.Popen(
+            [*words, *said, "kvm.fleet.upgrade"], env=environment, stdout=output, stderr=subprocess.STDOUT
+        ) as controller,
+    ):
+        try:
+            yield controller
+        finally:
+            kill(controller)
+
+
+@pytest.fixture(scope="module")
+def guest(lab: Session) -> Iterator[Guest]:
+    with lab.guest(private_emulator=True) as guest:
+        guest.take_pristine()
+        yield guest
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """What became of a guest that lost one controller after the other."""
+
+    guest: Guest
+    before: Look
+    after: Look
+    records: dict[str, dict[str, Any]]
+    """What was on record when each controller died, by where that was."""
+    ahead: dict[str, Any]
+    """What domain_info said of the guest while it was off."""
+    predicted: PlaybookRun
+    """A run in check mode at that moment."""
+    run: PlaybookRun
+    """The run that brought the guest home."""
+
+
+CUTS = {
+    "snapshot open": ("snapshot", "open"),
+    "snapshot done": ("snapshot", "done"),
+    "upgrade open": ("upgrade", "open"),
+    "guest off": ("restart", "open"),
+    "restart done": ("restart", "done"),
+}
+
+
+@pytest.fixture(scope="module")
+def resumed(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
+    make_fresh(guest, drifted=True)
+    before, records = look(guest), {}
+    log = tmp_path_factory.mktemp("resume") / "log"
+    ahead: dict[str, Any] = {}
+    predicted = PlaybookRun(-1, "")
+    for where, (name, status) in CUTS.items():
+        happened = reached(guest, name, status)
+        with running(guest, log) as controller:
+            wait_for(happened, where)
+            if where == "guest off":
+                time.sleep(1)  # it is on record before the guest is asked, which shuts down for some seconds then
+            kill(controller)
+        print(f"--- killed at: {where}\n{log.read_text('utf-8')}")  # pytest shows it when a test fails
+        records[where] = record_of(guest)
+        assert happened(), where
+        if where == "guest off":
+            wait_for(lambda: not guest.domain.isActive(), "the shutdown")
+            [ahead] = module("domain_info", names=[guest.name])["domains"]
+            predicted = playbook("upgrade", "--check", guests=[guest.name])
+            assert not guest.domain.isActive()
+    run = playbook("upgrade", guests=[guest.name])
+    return Resumed(guest, before, look(guest), records, ahead, predicted, run)
+
+
+def told(resumed: Resumed) -> dict[str, Any]:
+    assert resumed.run.exit_code == 0, resumed.run.output
+    return resumed.run.records[resumed.guest.name]
+
+
+def test_there_is_one_snapshot_in_the_end(resumed: Resumed) -> None:
+    [name] = resumed.after.snapshots
+    assert told(resumed)["snapshot"] == name
+    assert [step["intent"]["name"] for step in resumed.records["snapshot open"]["steps"]] == [name]
+
+
+def test_all_packages_are_in_the_last_runs_list(resumed: Resumed) -> None:
+    old, new = resumed.before.packages, resumed.after.packages
+    changed = {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
+    assert {change["name"]: (change["old"], change["new"]) for change in told(resumed)["packages"]} == changed
+    assert set(changed) == UPGRADED
+
+
+def test_the_guest_is_up_on_the_new_qemu(resumed: Resumed) -> None:
+    assert (resumed.before.drifted, resumed.after.drifted) == (True, False)
+    assert resumed.after.process.pid != resumed.before.process.pid
+    assert resumed.after.boot_id != resumed.before.boot_id
+    assert (told(resumed)["outcome"], told(resumed)["restarted"], told(resumed)["drift"]) == (
+        "upgraded",
+        True,
+        "resolved",
+    )
+
+
+def test_a_restart_that_was_proved_is_not_repeated(resumed: Resumed) -> None:
+    [restart] = [step for step in resumed.records["restart done"]["steps"] if step["name"] == "restart"]
+    assert restart["intent"]["pid"] == resumed.before.process.pid
+    assert (restart["result"]["pid"], restart["result"]["boot_id"]) == (
+        resumed.after.process.pid,
+        resumed.after.boot_id,
+    )
+
+
+def test_a_guest_that_is_off_by_a_dead_run_is_no_guest_that_somebody_wants_off(resumed: Resumed) -> None:
+    assert (resumed.ahead["state"], resumed.ahead["run"]["shut_down"]) == ("shut_off", True)
+    assert resumed.predicted.exit_code == 0, resumed.predicted.output
+    predicted = resumed.predicted.records[resumed.guest.name]
+    assert (predicted["outcome"], predicted["restarted"]) == ("upgraded", True)
+
+
+def test_the_baseline_is_the_first_runs(resumed: Resumed) -> None:
+    baselines = [record["baseline"] for record in resumed.records.values()]
+    assert all(baseline == baselines[0] for baseline in baselines)
+    assert baselines[0]["qemu"]["pid"] == resumed.before.process.pid
+
+
+def test_each_run_took_over_from_the_one_before_it(resumed: Resumed) -> None:
+    runs = [record["lease"]["run"] for record in resumed.records.values()]
+    assert len(set(runs)) == len(runs)
+    assert [lease["run"] for lease in resumed.records["restart done"]["earlier"]] == runs[:-1]
+
+
+def test_the_summary_says_what_was_resumed(resumed: Resumed) -> None:
+    last = resumed.records["restart done"]["lease"]
+    assert told(resumed)["resumed"] == {"run": last["run"], "cut_off": "after the restart"}
+    lines = resumed.run.paragraph(resumed.guest.name)
+    assert f"  Resumed: run {last['run']}, which was cut off after the restart" in lines
+    assert any(line.startswith(f"  Lease: taken over from run {last['run']} of ") for line in lines)
+
+
+def test_nothing_is_left_of_it(resumed: Resumed) -> None:
+    record = record_of(resumed.guest)
+    assert (record["lease"], record["outcome"]) == (None, "upgraded")
+    [info] = module("domain_info", names=[resumed.guest.name])["domains"]
+    assert info["run"] is None
+    assert resumed.after.left == ()
+
+
+def test_two_runs_at_once_do_not_share_a_guest(resumed: Resumed, tmp_path: Path) -> None:
+    guest, variables = resumed.guest, {"upgrade_packages": False, "upgrade_restart": "always"}
+    with running(guest, tmp_path / "log", **variables) as first:
+        wait_for(lambda: record_of(guest)["lease"] is not None, "the first run's lease")
+        holder = record_of(guest)["lease"]["run"]
+        second = playbook("upgrade", guests=[guest.name], variables=variables)
+        assert first.wait() == 0, (tmp_path / "log").read_text("utf-8")
+    refused = second.records[guest.name]
+    assert (second.exit_code != 0, refused["outcome"], refused["error"]["error_code"]) == (
+        True,
+        "refused",
+        "guest_leased",
+    )
+    assert f"under the lease of run {holder}, which " in refused["error"]["msg"]
+    assert record_of(guest)["outcome"] == "restarted"
+
+
+def test_a_lease_of_another_controller_is_left_alone_until_it_is_stale(resumed: Resumed) -> None:
+    guest = resumed.guest
+    module("guest_lease", name=guest.name, run="elsewhere", owner="root@elsewhere", ttl=3600)
+    refused = playbook("upgrade", guests=[guest.name], variables=LOOK_ONLY)
+    assert refused.exit_code != 0
+    assert "run elsewhere, which root@elsewhere took" in refused.records[guest.name]["error"]["msg"]
+    module("guest_lease", name=guest.name, run="elsewhere", owner="root@elsewhere", ttl=1)
+    taken = playbook("upgrade", guests=[guest.name], variables=LOOK_ONLY)
+    assert taken.exit_code == 0, taken.output
+    [line] = [line for line in taken.paragraph(guest.name) if line.startswith("  Lease: ")]
+    assert line.startswith("  Lease: taken over from run elsewhere of root@elsewhere, last heard of ")
+
+
+def test_a_lease_of_a_run_that_is_known_to_be_dead_is_taken_over_by_its_name(resumed: Resumed) -> None:
+    guest = resumed.guest
+    module("guest_lease", name=guest.name, run="elsewhere", owner="root@elsewhere")
+    taken = playbook("upgrade", guests=[guest.name], variables={**LOOK_ONLY, "upgrade_take_over": "elsewhere"})
+    assert taken.exit_code == 0, taken.output
+    assert taken.records[guest.name]["taken_over"]["run"] == "elsewhere"

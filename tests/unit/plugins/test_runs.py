@@ -1,0 +1,448 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A run that dies at any point leaves a record from which the next one goes on, and does nothing twice."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from ansible_collections.kvm.fleet.plugins.module_utils import _upgrade
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import UpgradeFailed
+from ansible_collections.kvm.fleet.plugins.module_utils._job import JobState
+from ansible_collections.kvm.fleet.plugins.module_utils._manager import Progress
+from ansible_collections.kvm.fleet.plugins.module_utils._packages import PackageChange
+from ansible_collections.kvm.fleet.plugins.module_utils._record import Record
+from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import STAMP
+from ansible_collections.kvm.fleet.plugins.module_utils._store import Store, records_directory
+from ansible_collections.kvm.fleet.plugins.module_utils._upgrade import Underway, Upgraded
+from tests.unit.fake_hypervisor import EMULATOR, FakeDomain, FakeHypervisor
+from tests.unit.plugins.conftest import Run
+from tests.unit.upgrading_guest import UpgradingGuest
+
+guest_upgrade = importlib.import_module("ansible_collections.kvm.fleet.plugins.modules.guest_upgrade")
+
+
+class Killed(BaseException):
+    """A module was ended by SIGKILL, or its machine's power failed: nothing of it runs any more."""
+
+
+@contextmanager
+def killed_in(where: Any, method: str, *, after: bool = False) -> Iterator[None]:
+    """The module that calls this method dies just before it, or just after."""
+    real: Callable[..., Any] = getattr(where, method)
+
+    def die(*arguments: Any, **options: Any) -> None:
+        if after:
+            real(*arguments, **options)
+        raise Killed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(where, method, die)
+        with pytest.raises(Killed):
+            yield
+
+
+@pytest.fixture
+def store(hypervisor: FakeHypervisor) -> Store:
+    return Store(records_directory(hypervisor.uri))
+
+
+def record_of(store: Store, domain: FakeDomain) -> Record:
+    record = store.read(domain.uuid)
+    assert record is not None
+    return record
+
+
+def steps(store: Store, domain: FakeDomain) -> list[tuple[str, str, str]]:
+    return [(step.name.value, step.status.value, step.run) for step in record_of(store, domain).steps]
+
+
+@pytest.fixture
+def leased(domain: FakeDomain, run: Run) -> FakeDomain:
+    """The guest, under the lease of run-a."""
+    take(run, "a")
+    return domain
+
+
+def take(run: Run, who: str) -> dict[str, Any]:
+    taken = run("guest_lease", name="web1", run=f"run-{who}", owner=f"root@{who}", take_over="run-a")
+    assert not taken.get("failed"), taken
+    return taken
+
+
+def snapshot(run: Run, who: str = "a", **options: Any) -> dict[str, Any]:
+    return run("domain_snapshot", name="web1", run=f"run-{who}", **options)
+
+
+def restart(run: Run, who: str = "a", **options: Any) -> dict[str, Any]:
+    return run("domain_power", name="web1", state="restarted", run=f"run-{who}", **options)
+
+
+# --- the lease, seen by those who work -----------------------------------------------------------
+
+WORK: list[tuple[str, dict[str, Any]]] = [
+    ("domain_snapshot", {}),
+    ("domain_snapshot", {"snapshot": "ours", "state": "reverted"}),
+    ("domain_power", {"state": "restarted"}),
+    ("domain_power", {"state": "stopped"}),
+    ("guest_upgrade", {}),
+]
+
+
+@pytest.mark.parametrize(("module", "options"), WORK)
+@pytest.mark.parametrize("run_id", [None, "run-b"])
+def test_a_guest_of_a_live_run_is_refused_to_all_others(
+    run: Run, leased: FakeDomain, module: str, options: dict[str, Any], run_id: str | None
+) -> None:
+    refused = run(module, name="web1", **options, **({"run": run_id} if run_id else {}))
+    expected = "lease_lost" if run_id and module != "guest_upgrade" else "guest_leased"
+    assert refused["error_code"] == expected
+    assert "run-a" in refused["msg"]
+    assert leased.changes == []
+
+
+@pytest.mark.parametrize(("module", "options"), WORK)
+def test_check_mode_without_a_run_refuses_it_as_well(
+    run: Run, leased: FakeDomain, module: str, options: dict[str, Any]
+) -> None:
+    assert run(module, name="web1", check=True, **options)["error_code"] == "guest_leased"
+    assert leased.changes == []
+
+
+@pytest.mark.parametrize("module", ["domain_snapshot", "domain_power"])
+def test_a_run_without_a_lease_changes_nothing(run: Run, domain: FakeDomain, module: str) -> None:
+    options = {"state": "restarted"} if module == "domain_power" else {}
+    assert run(module, name="web1", run="run-a", **options)["error_code"] == "lease_lost"
+    assert not run(module, name="web1", run="run-a", check=True, **options).get("failed")
+    assert domain.changes == []
+
+
+def test_a_run_that_was_taken_for_dead_does_not_go_on(run: Run, leased: FakeDomain, upgrades: Upgrades) -> None:
+    snapshot(run)
+    leased.changes.clear()
+    take(run, "b")
+    lost = [snapshot(run), restart(run), run("guest_upgrade", name="web1", run="run-a")]
+    assert [result["error_code"] for result in lost] == ["lease_lost"] * 3
+    assert (leased.changes, upgrades.began) == ([], 0)
+
+
+def test_each_task_of_the_run_keeps_its_lease_young(run: Run, hypervisor: FakeHypervisor, leased: FakeDomain) -> None:
+    for _hour in range(3):
+        hypervisor.clock.advance(3000)
+        assert not snapshot(run).get("failed")
+    [info] = run("domain_info", names=[leased.name])["domains"]
+    assert info["run"]["live"] is True
+
+
+def test_without_a_run_nothing_is_kept(run: Run, domain: FakeDomain, store: Store) -> None:
+    run("domain_snapshot", name="web1")
+    run("domain_power", name="web1", state="restarted")
+    assert store.read(domain.uuid) is None
+    assert not store.is_locked(domain.uuid)
+
+
+# --- the snapshot --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_snapshot_that_was_cut_off_is_there_once_in_the_end(
+    run: Run, hypervisor: FakeHypervisor, leased: FakeDomain, store: Store, after: bool
+) -> None:
+    with killed_in(leased, "create_snapshot", after=after):
+        snapshot(run)
+    assert steps(store, leased) == [("snapshot", "open", "run-a")]
+    name = record_of(store, leased).steps[0].intent["name"]
+    hypervisor.clock.advance(60)
+    assert take(run, "b")["resumed"]["cut_off"] == "during the snapshot"
+    predicted, made = snapshot(run, "b", check=True), snapshot(run, "b")
+    assert (predicted["changed"], made["changed"], made["snapshot"]["name"]) == (not after, not after, name)
+    assert [found.name for found in leased.snapshots()] == [name]
+    assert steps(store, leased)[-1][:2] == ("snapshot", "done")
+
+
+def test_a_snapshot_that_was_made_is_not_made_again(run: Run, hypervisor: FakeHypervisor, leased: FakeDomain) -> None:
+    first = snapshot(run)
+    hypervisor.clock.advance(60)
+    assert take(run, "b")["resumed"]["cut_off"] == "after the snapshot"
+    again = snapshot(run, "b")
+    assert (again["changed"], again["snapshot"]) == (False, first["snapshot"])
+    assert leased.changes == ["create_snapshot"]
+
+
+def test_a_snapshot_that_somebody_has_deleted_is_made_again(run: Run, leased: FakeDomain) -> None:
+    name = snapshot(run)["snapshot"]["name"]
+    leased.delete_snapshot(name)
+    take(run, "b")
+    assert snapshot(run, "b")["changed"] is True
+    assert [found.name for found in leased.snapshots()] == [name]
+
+
+def test_a_snapshot_that_failed_is_on_record_as_that(run: Run, leased: FakeDomain, store: Store) -> None:
+    leased.faults["create_snapshot"] = UpgradeFailed("the disk is full", remedy="Free some.")
+    assert snapshot(run)["failed"]
+    [step] = record_of(store, leased).steps
+    assert (step.status.value, step.result["msg"]) == ("failed", "the disk is full")
+
+
+@pytest.mark.parametrize("run_id", [None, "run-a"])
+def test_a_guest_that_was_reverted_has_nothing_to_be_gone_on_with(
+    run: Run, hypervisor: FakeHypervisor, leased: FakeDomain, store: Store, run_id: str | None
+) -> None:
+    name = snapshot(run)["snapshot"]["name"]
+    with killed_in(leased, "shutdown"):
+        restart(run)
+    if run_id is None:
+        hypervisor.clock.advance(3600)
+    options = {"run": run_id} if run_id else {}
+    assert run("domain_snapshot", name="web1", snapshot=name, state="reverted", **options)["changed"]
+    assert record_of(store, leased).steps == ()
+    assert take(run, "b")["resumed"] is None
+
+
+# --- the restart ---------------------------------------------------------------------------------
+
+
+def test_a_restart_is_on_record_before_the_guest_is_asked(run: Run, leased: FakeDomain, store: Store) -> None:
+    pid, boot_id = leased.pid, leased.boot_id
+    with killed_in(leased, "shutdown"):
+        restart(run)
+    [step] = record_of(store, leased).steps
+    assert (step.status.value, step.intent["pid"], step.intent["boot_id"]) == ("open", pid, boot_id)
+
+
+def test_a_guest_that_the_run_has_shut_down_is_started_by_the_next(run: Run, leased: FakeDomain, store: Store) -> None:
+    pid, boot_id = leased.pid, leased.boot_id
+    with killed_in(leased, "start"):
+        restart(run)
+    assert leased.state() is DomainState.SHUT_OFF
+    [info] = run("domain_info", names=["web1"])["domains"]
+    assert (info["run"]["shut_down"], info["run"]["unfinished"]) == (True, True)
+    assert take(run, "b")["resumed"]["cut_off"] == "during the restart"
+    predicted, done = restart(run, "b", check=True), restart(run, "b")
+    assert predicted["steps"] == done["steps"] == ["start", "wait_for_agent"]
+    assert (done["changed"], done["restarted"]) == (True, True)
+    assert (done["before"]["pid"], done["before"]["boot_id"]) == (pid, boot_id)
+    assert (done["after"]["pid"], done["after"]["boot_id"]) == (leased.pid, leased.boot_id)
+    assert leased.boot_id != boot_id
+    assert steps(store, leased) == [("restart", "done", "run-a")]
+
+
+def test_a_guest_that_was_started_before_the_run_died_is_proved_and_not_restarted_again(
+    run: Run, leased: FakeDomain
+) -> None:
+    with killed_in(leased, "start", after=True):
+        restart(run)
+    leased.changes.clear()
+    take(run, "b")
+    done = restart(run, "b")
+    assert (done["steps"], done["changed"], done["restarted"]) == (["wait_for_agent"], False, True)
+    assert done["after"]["pid"] == leased.pid
+    assert leased.changes == []
+
+
+def test_a_guest_that_was_never_shut_down_is_restarted(run: Run, leased: FakeDomain, store: Store) -> None:
+    with killed_in(leased, "shutdown"):
+        restart(run)
+    take(run, "b")
+    done = restart(run, "b")
+    assert done["steps"] == ["shut_down", "start", "wait_for_agent"]
+    assert steps(store, leased) == [("restart", "open", "run-a"), ("restart", "done", "run-b")]
+
+
+def test_a_restart_of_the_guest_that_kept_its_boot_is_not_proved(run: Run, leased: FakeDomain) -> None:
+    leased.habits.new_boot_id = False
+    with killed_in(leased, "start"):
+        restart(run)
+    take(run, "b")
+    assert restart(run, "b")["error_code"] == "proof_failed"
+
+
+def test_a_restart_that_was_proved_is_not_repeated(run: Run, leased: FakeDomain) -> None:
+    first = restart(run)
+    leased.changes.clear()
+    told = take(run, "b")["resumed"]
+    assert (told["cut_off"], told["restarted"]) == ("after the restart", True)
+    again = restart(run, "b")
+    assert (again["changed"], again["restarted"], again["steps"], leased.changes) == (False, True, [], [])
+    assert again["after"]["pid"] == first["after"]["pid"]
+
+
+def test_a_restart_is_repeated_for_what_came_after_it(
+    run: Run, hypervisor: FakeHypervisor, leased: FakeDomain, upgrades: Upgrades
+) -> None:
+    def needed() -> bool:
+        pid = leased.pid
+        assert not restart(run).get("failed")
+        return leased.pid != pid
+
+    assert [needed(), needed()] == [True, False]
+    upgrades.results.append(Upgraded())
+    assert not run("guest_upgrade", name="web1", run="run-a").get("failed")
+    assert needed() is False
+    upgrades.results.append(Upgraded((PackageChange("app", "all", "1", "2"),)))
+    assert not run("guest_upgrade", name="web1", run="run-a").get("failed")
+    assert needed() is True
+    hypervisor.proc.install(EMULATOR)
+    assert needed() is True
+
+
+def test_a_guest_that_goes_off_after_its_run_has_given_up_is_started_by_the_next(
+    run: Run, leased: FakeDomain, store: Store
+) -> None:
+    leased.habits.shuts_down_after = None
+    assert restart(run, shutdown_timeout=10)["error_code"] == "shutdown_timeout"
+    assert steps(store, leased) == [("restart", "failed", "run-a")]
+    run("guest_lease", name="web1", run="run-a", state="absent", outcome="failed")
+    leased.go_off()
+    take(run, "b")
+    assert restart(run, "b")["steps"] == ["start", "wait_for_agent"]
+
+
+def test_a_hypervisor_that_was_rebooted_has_started_the_guest_itself(
+    run: Run, leased: FakeDomain, store: Store
+) -> None:
+    with killed_in(leased, "start"):
+        restart(run)
+    text = store.path(leased.uuid).read_text(encoding="utf-8")
+    boot = record_of(store, leased).steps[0].intent["hypervisor_boot_id"]
+    store.path(leased.uuid).write_text(text.replace(boot, "another boot"), encoding="utf-8")
+    leased.start()
+    taken = run("guest_lease", name="web1", run="run-b", owner="root@b")
+    assert (taken["taken_over"]["run"], taken["taken_over"]["silence"]) == ("run-a", None)
+    done = restart(run, "b")
+    assert (done["steps"], done["restarted"], done["before"]["pid"]) == (["wait_for_agent"], True, None)
+
+
+# --- the upgrade ---------------------------------------------------------------------------------
+
+
+class Upgrades:
+    """Stands in for the guest: upgrades that come to what a test says, and what became of their journal."""
+
+    def __init__(self) -> None:
+        self.results: list[Upgraded | Underway | UpgradeFailed] = []
+        self.began = 0
+        self.forgotten: list[str | None] = []
+
+    def upgrade(self, *_given: object) -> Upgraded | Underway:
+        self.began += 1
+        result = self.results.pop(0)
+        if isinstance(result, UpgradeFailed):
+            raise result
+        return result
+
+    def forget(self, _guest: object, of_run: str | None = None) -> None:
+        self.forgotten.append(of_run)
+
+
+@pytest.fixture
+def upgrades(monkeypatch: pytest.MonkeyPatch) -> Upgrades:
+    upgrades = Upgrades()
+    monkeypatch.setattr(_upgrade, "upgrade", upgrades.upgrade)
+    monkeypatch.setattr(_upgrade, "forget", upgrades.forget)
+    described: dict[str, Any] = {"config_files": ["/etc/app.dpkg-dist"], "finished": True}
+
+    def describe(_guest: object, found: Upgraded, _unfinished: JobState) -> dict[str, Any]:
+        return {"changed": True, "packages": [vars(change) for change in found.changes], **described}
+
+    monkeypatch.setattr(guest_upgrade, "describe", describe)
+    monkeypatch.setattr(guest_upgrade, "package_manager", lambda _agent, _name: guest_upgrade.Guest)
+    monkeypatch.setattr(guest_upgrade.Guest, "name", "apt", raising=False)
+    return upgrades
+
+
+APP = PackageChange("app", "all", "1", "2")
+
+
+def upgrade(run: Run, who: str = "a", **options: Any) -> dict[str, Any]:
+    return run("guest_upgrade", name="web1", run=f"run-{who}", **options)
+
+
+def test_the_result_is_on_record_before_the_journal_goes(
+    run: Run, leased: FakeDomain, store: Store, upgrades: Upgrades
+) -> None:
+    upgrades.results += [Upgraded((APP,)), Upgraded()]
+    with killed_in(_upgrade, "forget"):
+        upgrade(run)
+    assert steps(store, leased) == [("upgrade", "done", "run-a")]
+    told = take(run, "b")["resumed"]
+    assert (told["cut_off"], [change["name"] for change in told["packages"]]) == ("after the upgrade", ["app"])
+    assert upgrade(run, "b")["packages"] == []
+    assert upgrades.forgotten == ["run-a", None]
+
+
+def test_an_upgrade_that_is_followed_is_one_step(
+    run: Run, leased: FakeDomain, store: Store, upgrades: Upgrades
+) -> None:
+    upgrades.results += [Underway(Progress(), 15), Underway(Progress(), 30), Upgraded((APP,))]
+    assert [upgrade(run, interval=15)["finished"] for _look in range(3)] == [False, False, True]
+    assert steps(store, leased) == [("upgrade", "done", "run-a")]
+
+
+def test_an_upgrade_that_lost_its_run_is_the_next_ones_too(
+    run: Run, leased: FakeDomain, store: Store, upgrades: Upgrades
+) -> None:
+    upgrades.results += [Underway(Progress(), 15), Upgraded((APP,))]
+    upgrade(run, interval=15)
+    assert take(run, "b")["resumed"]["cut_off"] == "during the upgrade"
+    assert len(upgrade(run, "b")["packages"]) == 1
+    assert steps(store, leased) == [("upgrade", "open", "run-a"), ("upgrade", "done", "run-b")]
+
+
+def test_an_upgrade_that_failed_is_on_record_as_that(
+    run: Run, leased: FakeDomain, store: Store, upgrades: Upgrades
+) -> None:
+    upgrades.results.append(UpgradeFailed("dpkg failed", remedy="Look."))
+    assert upgrade(run)["error_code"] == "upgrade_failed"
+    assert steps(store, leased) == [("upgrade", "failed", "run-a")]
+
+
+def test_an_upgrade_needs_no_lease_where_nobody_has_one(
+    run: Run, domain: FakeDomain, store: Store, upgrades: Upgrades
+) -> None:
+    upgrades.results += [Upgraded((APP,)), Upgraded()]
+    assert upgrade(run)["packages"]
+    assert store.read(domain.uuid) is None
+    take(run, "b")
+    assert upgrade(run)["error_code"] == "guest_leased"
+    assert upgrade(run, "b")["packages"] == []
+
+
+@pytest.mark.parametrize(
+    ("left", "left_by", "goes"),
+    [("ended 0", "run-a", True), ("ended 0", "run-b", False), ("running", "run-a", False), ("cut_off", "run-a", False)],
+)
+def test_only_a_journal_whose_result_is_on_record_goes(
+    hypervisor: FakeHypervisor, left: str, left_by: str, goes: bool
+) -> None:
+    guest = UpgradingGuest(hypervisor.clock, left=left, left_by=left_by, duration=60)
+    _upgrade.forget(guest.port, of_run="run-a")
+    assert (guest.look.state is JobState.NONE) == goes
+
+
+def test_what_several_runs_have_upgraded_is_told_once_in_the_end(
+    run: Run, hypervisor: FakeHypervisor, leased: FakeDomain
+) -> None:
+    guest = UpgradingGuest(hypervisor.clock)
+    leased.agent.program = guest.agent.program
+    with killed_in(_upgrade, "forget"):
+        upgrade(run)
+    told, again = take(run, "b")["resumed"]["packages"], upgrade(run, "b")["packages"]
+    assert [change["name"] for change in told] == ["bash", "libssl3"]
+    assert again == []
+    assert guest.look.state is JobState.NONE
+
+
+def test_snapshots_of_others_are_none_of_the_run(run: Run, leased: FakeDomain) -> None:
+    leased.add_snapshot("ours", f"{STAMP} by hand")
+    made = snapshot(run)
+    assert made["changed"] is True
+    assert made["snapshot"]["name"] != "ours"
