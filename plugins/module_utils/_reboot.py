@@ -18,8 +18,8 @@ from ansible_collections.kvm.fleet.plugins.module_utils._exec import output_of, 
 _RESTARTING = "kernel kernel-core kernel-rt glibc linux-firmware microcode_ctl systemd dbus dbus-broker dbus-daemon"
 
 # One fact a line, its kind first; kernels in the order of their versions, and only those of a guest that boots from its
-# own /boot. rpm says on standard output, too, which packages are not installed. Mapped code that is deleted was replaced
-# by an upgrade if it is where packages have theirs; what runs in a container is the container's.
+# own /boot. rpm says on standard output which packages are not installed. Mapped code that is deleted was replaced by
+# an upgrade if it is where packages have theirs; what runs in a container is the container's.
 _LOOK = f"""\
 [ -e /run/reboot-required ] && echo flag
 [ -e /run/reboot-required.pkgs ] && sed 's/^/package /' /run/reboot-required.pkgs
