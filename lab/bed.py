@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-import libvirt
-
 from lab import accelerator, daemons, emulator, files, guests, image, leftovers
 from lab.domain_xml import GuestSpec, Machine, parse_security_models
 from lab.errors import ForeignGuests, LabError
@@ -27,13 +25,14 @@ if TYPE_CHECKING:
 
     from lab.guests import Guest
     from lab.image import Image
+    from lab.libvirt_session import Connection
 
 
 @dataclass(frozen=True)
 class Bed:
     """A test bed that is up: what guests are made on."""
 
-    connection: libvirt.virConnect
+    connection: Connection
     image: Image
     machine: Machine
 
@@ -62,7 +61,7 @@ def bed(*, allow_foreign_guests: bool) -> Iterator[Bed]:
         emulator.install(EMULATOR)
     with connected() as connection:
         built = image.ensure()
-        models = parse_security_models(connection.getCapabilities())
+        models = parse_security_models(connection.live().getCapabilities())
         with changing_the_lab():
             leftovers.remove(connection)
         yield Bed(connection, built, Machine(accelerator.choose(built), models))

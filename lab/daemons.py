@@ -93,6 +93,22 @@ def _start_processes() -> None:
         _record(Started(processes, ()))
 
 
+def restart_libvirtd() -> None:
+    """Restart libvirtd, as an upgrade of its package does; guests run on. Raises LabError if it is not the lab's."""
+    started = started_by_the_lab()
+    if "libvirtd.service" in started.units:
+        run(["systemctl", "restart", "libvirtd.service"])
+    elif "libvirtd" in started.processes:
+        started.processes["libvirtd"].stop()
+        _start_processes()
+    else:
+        raise LabError("libvirtd was started by somebody else", "stop it, and have the lab start its own")
+    if not wait_until(answering, ANSWER_WITHIN_S):
+        raise LabError(
+            f"libvirtd was restarted and does not answer within {ANSWER_WITHIN_S} s", "read what it logs (journalctl)"
+        )
+
+
 def without_kvm() -> list[str | Path]:
     """The start of a command line whose process sees no /dev/kvm, where QEMU may not open it.
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lab.domain_xml import GuestSpec, Machine
     from lab.image import Image
     from lab.inside import Outcome
+    from lab.libvirt_session import Connection
     from lab.process import Process
 
 EVERYTHING_OF_IT = (
@@ -45,7 +46,12 @@ class Guest:
 
     spec: GuestSpec
     uuid: str
-    domain: libvirt.virDomain
+    connection: Connection
+
+    @property
+    def domain(self) -> libvirt.virDomain:
+        """libvirt's own handle of it."""
+        return self.connection.live().lookupByUUIDString(self.uuid)
 
     @property
     def name(self) -> str:
@@ -179,27 +185,31 @@ def _accepting(*codes: int) -> Iterator[None]:
             raise
 
 
-def lab_guests(connection: libvirt.virConnect) -> list[Guest]:
+def lab_guests(connection: Connection) -> list[Guest]:
     """The guests that the lab made, by name."""
-    found = []
-    for domain in connection.listAllDomains():
-        spec = parse_spec(domain.XMLDesc())
-        if spec is not None:
-            found.append(Guest(spec, domain.UUIDString(), domain))
+    found = [Guest(spec, domain.UUIDString(), connection) for domain, spec in _domains(connection) if spec is not None]
     return sorted(found, key=lambda guest: guest.name)
 
 
-def foreign_names(connection: libvirt.virConnect) -> list[str]:
+def foreign_names(connection: Connection) -> list[str]:
     """The names of the domains that the lab did not make."""
-    return sorted(domain.name() for domain in connection.listAllDomains() if parse_spec(domain.XMLDesc()) is None)
+    return sorted(domain.name() for domain, spec in _domains(connection) if spec is None)
 
 
-def define(connection: libvirt.virConnect, spec: GuestSpec, image: Image, machine: Machine) -> Guest:
+def _domains(connection: Connection) -> Iterator[tuple[libvirt.virDomain, GuestSpec | None]]:
+    """Every domain, with what the lab noted in it; one that is destroyed while they are looked at is passed over."""
+    for domain in connection.live().listAllDomains():
+        with _accepting(libvirt.VIR_ERR_NO_DOMAIN):
+            yield domain, parse_spec(domain.XMLDesc())
+
+
+def define(connection: Connection, spec: GuestSpec, image: Image, machine: Machine) -> Guest:
     """Make a guest, not started. The caller holds the lab's lock: until it has a domain, its files look left over."""
     uuid = str(uuids.uuid4())
     try:
         files.provide(spec, uuid, image)
-        return Guest(spec, uuid, connection.defineXML(render(spec, uuid, image, machine)))
+        connection.live().defineXML(render(spec, uuid, image, machine))
+        return Guest(spec, uuid, connection)
     except BaseException:
         files.remove(uuid)
         raise

@@ -18,10 +18,10 @@ from lab.process import executable, option_of, running_with
 from lab.progress import say
 
 if TYPE_CHECKING:
-    import libvirt
+    from lab.libvirt_session import Connection
 
 
-def remove(connection: libvirt.virConnect) -> None:
+def remove(connection: Connection) -> None:
     """Remove guests whose test session has died, and files of none."""
     for guest in lab_guests(connection):
         if guest.spec.owner is not None and not guest.spec.owner.alive():
@@ -31,19 +31,19 @@ def remove(connection: libvirt.virConnect) -> None:
         files.remove(uuid)
 
 
-def files_without_domain(connection: libvirt.virConnect) -> list[str]:
+def files_without_domain(connection: Connection) -> list[str]:
     """UUIDs that name files and no domain."""
     directories = [entry.name for entry in GUESTS.iterdir()] if GUESTS.exists() else []
     copies = [copy.name.removeprefix(PRIVATE_EMULATOR) for copy in EMULATOR.parent.glob(f"{PRIVATE_EMULATOR}*")]
     return sorted({*directories, *copies} - _known_uuids(connection))
 
 
-def processes_without_domain(connection: libvirt.virConnect) -> list[int]:
+def processes_without_domain(connection: Connection) -> list[int]:
     """QEMU processes of guests that are no domain (any more)."""
     running = {process.pid: option_of(process.pid, "-uuid") for process in running_with("-uuid")}
     known = _known_uuids(connection)
     return [pid for pid, uuid in running.items() if uuid not in known and executable(pid).startswith(str(EMULATOR))]
 
 
-def _known_uuids(connection: libvirt.virConnect) -> set[str]:
-    return {domain.UUIDString() for domain in connection.listAllDomains()}
+def _known_uuids(connection: Connection) -> set[str]:
+    return {domain.UUIDString() for domain in connection.live().listAllDomains()}

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING
 
 import libvirt
@@ -26,13 +26,38 @@ def _say_nothing(_context: None, _error: object) -> None:
 libvirt.registerErrorHandler(_say_nothing, None)
 
 
-@contextmanager
-def connected() -> Iterator[libvirt.virConnect]:
-    """A connection to the system's QEMU driver. Raises LabError when nobody answers."""
+class Connection:
+    """A connection to the system's QEMU driver that outlives a restart of libvirt."""
+
+    def __init__(self) -> None:
+        self._opened = _open()
+
+    def live(self) -> libvirt.virConnect:
+        """The connection itself, opened anew if it has broken. Raises LabError when nobody answers."""
+        try:
+            self._opened.getLibVersion()
+        except libvirt.libvirtError:
+            self.close()
+            self._opened = _open()
+        return self._opened
+
+    def close(self) -> None:
+        """End it."""
+        with suppress(libvirt.libvirtError):  # what has broken cannot be closed in order
+            self._opened.close()
+
+
+def _open() -> libvirt.virConnect:
     try:
-        connection = libvirt.open(URI)
+        return libvirt.open(URI)
     except libvirt.libvirtError as error:
         raise LabError(f"no libvirt answers at {URI}: {error}", "start it: python -m lab up") from error
+
+
+@contextmanager
+def connected() -> Iterator[Connection]:
+    """A connection for as long as the context lasts. Raises LabError when nobody answers."""
+    connection = Connection()
     try:
         yield connection
     finally:

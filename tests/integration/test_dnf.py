@@ -16,6 +16,7 @@ import pytest
 from lab import rpms
 from lab.clock import wait_until
 from lab.errors import AgentFailed
+from tests.integration.packages import changed, changes_told
 from tests.integration.proof import look
 from tests.integration.runs import module, refusal
 
@@ -93,15 +94,6 @@ def fingerprint(guest: Guest) -> str:
     return guest.output("/bin/sh", "-c", FINGERPRINT, deadline_s=PATIENCE_S)
 
 
-def difference(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, tuple[str | None, str | None]]:
-    names = {**before, **after}
-    return {name: (before.get(name), after.get(name)) for name in names if before.get(name) != after.get(name)}
-
-
-def told(result: Mapping[str, Any]) -> dict[str, tuple[str | None, str | None]]:
-    return {change["name"]: (change["old"], change["new"]) for change in result["packages"]}
-
-
 def kept_back(result: Mapping[str, Any]) -> dict[str, str]:
     return {kept["name"]: kept["reason"] for kept in result["kept_back"]}
 
@@ -137,8 +129,8 @@ def upgraded(running: Guest) -> Upgraded:
 def test_the_result_tells_each_change_as_rpm_recorded_it(upgraded: Upgraded) -> None:
     assert not upgraded.first["failed"], upgraded.first
     assert upgraded.first["package_manager"] == "dnf"
-    assert told(upgraded.first) == difference(upgraded.rpms_before, upgraded.rpms_after)
-    assert told(upgraded.first) == {
+    assert changes_told(upgraded.first) == changed(upgraded.rpms_before, upgraded.rpms_after)
+    assert changes_told(upgraded.first) == {
         "lab-app": ("1.0-1", "2.0-1"),
         "lab-config": ("1.0-1", "1.1-1"),
         "lab-kernel": ("1.0-1", "1.1-1"),
@@ -179,7 +171,7 @@ def test_check_mode_tells_what_would_be_and_changes_nothing(guest: Guest) -> Non
     result = module("guest_upgrade", check=True, name=guest.name, exclude=["lab-con*"])
     assert fingerprint(guest) == before
     assert look(guest).left == ()
-    assert {name: new for name, (_old, new) in told(result).items()} == {
+    assert {name: new for name, (_old, new) in changes_told(result).items()} == {
         "lab-app": "2.0-1",
         "lab-library": "1.1-1",
         "lab-plugin": "1.0-1",
@@ -191,7 +183,7 @@ def test_check_mode_tells_what_would_be_and_changes_nothing(guest: Guest) -> Non
 
 def test_only_security_updates(guest: Guest) -> None:
     result = module("guest_upgrade", check=True, name=guest.name, security_only=True)
-    assert told(result) == {"lab-library": ("1.0-1", "1.1-1")}
+    assert changes_told(result) == {"lab-library": ("1.0-1", "1.1-1")}
     assert result["kept_back"] == []
 
 
@@ -207,7 +199,7 @@ def test_a_repository_that_is_gone(guest: Guest) -> None:
 def test_dependencies_that_cannot_be_satisfied(guest: Guest, publish: Any) -> None:
     publish(CONFLICTING, LIBRARY)
     result = module("guest_upgrade", check=True, name=guest.name)
-    assert told(result) == {"lab-library": ("1.0-1", "1.1-1")}
+    assert changes_told(result) == {"lab-library": ("1.0-1", "1.1-1")}
     assert kept_back(result) == {"lab-app": "dependencies"}
     guest.output("/bin/sed", "-i", "s/best=False/best=True/", "/etc/dnf/dnf.conf")
     result = refusal("guest_upgrade", check=True, name=guest.name)
@@ -272,7 +264,7 @@ def test_a_power_cut_in_the_middle_is_repaired_by_the_next_run(guest: Guest, pub
     assert listed == ["lab-library-1.0-1.noarch", "lab-library-1.1-1.noarch"]
     result = module("guest_upgrade", name=guest.name)
     assert not result["failed"], result
-    assert told(result) == difference(before, guest.rpm_versions())
+    assert changes_told(result) == changed(before, guest.rpm_versions())
     assert guest.output("/usr/bin/rpm", "-q", "lab-library").split() == ["lab-library-1.1-1.noarch"]
     assert guest.output("/usr/bin/dnf", "-q", "check", deadline_s=PATIENCE_S) == ""
 

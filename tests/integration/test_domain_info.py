@@ -56,7 +56,7 @@ def test_channels_without_an_agent(make_guest: MakeGuest) -> None:
 
 def test_the_whole_hypervisor_in_one_call(lab: Session, shared_guest: Guest) -> None:
     domains = module("domain_info")["domains"]
-    expected = sorted(domain.name() for domain in lab.bed.connection.listAllDomains())
+    expected = sorted(domain.name() for domain in lab.bed.connection.live().listAllDomains())
     assert [domain["name"] for domain in domains] == expected
     (same,) = look(shared_guest.name)
     assert same in domains
@@ -153,5 +153,5 @@ def test_a_connection_to_elsewhere_is_refused(uri: str) -> None:
 
 @pytest.mark.parametrize("name", [name for name in REQUESTS if name != "domain_info"])
 def test_every_module_misses_an_unknown_domain(lab: Session, name: str) -> None:
-    assert "any" not in [domain.name() for domain in lab.bed.connection.listAllDomains()]
+    assert "any" not in [domain.name() for domain in lab.bed.connection.live().listAllDomains()]
     assert refusal(name, **REQUESTS[name])["error_code"] == "domain_not_found"

@@ -7,65 +7,27 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import subprocess
-import time
-from contextlib import contextmanager, suppress
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from lab import daemons
 from lab.errors import AgentFailed
-from tests.integration.runs import HYPERVISORS, command, module, refusal
+from tests.integration.background import PATIENCE_S, kill, running, wait_for
+from tests.integration.packages import UPGRADED, upgraded_names
+from tests.integration.runs import module, refusal
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    import subprocess
+    from contextlib import AbstractContextManager
 
     from lab.guests import Guest
 
 LOG = "/var/lib/kvm-fleet/upgrade/log"
-PATIENCE_S = 300
-
-UPGRADED = {"lab-app", "lab-config", "lab-kernel", "lab-library", "lab-plugin", "qemu-guest-agent"}
 
 
-@contextmanager
-def upgrading(guest: Guest) -> Iterator[subprocess.Popen[bytes]]:
+def upgrading(guest: Guest) -> AbstractContextManager[subprocess.Popen[bytes]]:
     """guest_upgrade at work in the background."""
-    words, environment = command("ansible", inventory=HYPERVISORS)
-    action = ["localhost", "--module-name", "kvm.fleet.guest_upgrade", "--args", json.dumps({"name": guest.name})]
-    with subprocess.Popen([*words, *action], env=environment) as controller:
-        try:
-            yield controller
-        finally:
-            kill(controller)
-
-
-def kill(controller: subprocess.Popen[bytes]) -> None:
-    """End a run as a power failure of its controller does: its worker and its module end with it.
-
-    No process group has them all: since 2.19, Ansible's workers lead sessions of their own.
-    """
-    if controller.poll() is None:
-        for pid in [controller.pid, *descendants(controller.pid)]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
-        controller.wait()
-
-
-def descendants(pid: int) -> list[int]:
-    """The children of a process, their children, and so on."""
-    children = []
-    with suppress(FileNotFoundError):
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
-    return children + [found for child in children for found in descendants(child)]
-
-
-def wait_for(happened: Callable[[], bool], what: str) -> None:
-    deadline = time.monotonic() + PATIENCE_S
-    while not happened():
-        assert time.monotonic() < deadline, f"{what} has not happened after {PATIENCE_S} s"
-        time.sleep(0.1)
+    options = json.dumps({"name": guest.name})
+    return running("ansible", "localhost", "--module-name", "kvm.fleet.guest_upgrade", "--args", options)
 
 
 def logged(guest: Guest, text: str) -> bool:
@@ -76,10 +38,6 @@ def logged(guest: Guest, text: str) -> bool:
         return False
 
 
-def names(result: dict[str, Any]) -> set[str]:
-    return {change["name"] for change in result["packages"] if change["new"]}
-
-
 def test_a_run_whose_controller_is_killed_is_picked_up(pristine_guest: Guest) -> None:
     with upgrading(pristine_guest) as controller:
         wait_for(lambda: logged(pristine_guest, "Unpacking"), "unpacking")
@@ -88,7 +46,7 @@ def test_a_run_whose_controller_is_killed_is_picked_up(pristine_guest: Guest) ->
     assert ahead["unfinished"] in ("running", "ended")
     result = module("guest_upgrade", name=pristine_guest.name)
     assert not result.get("failed"), result
-    assert names(result) == UPGRADED
+    assert upgraded_names(result) == UPGRADED
     assert pristine_guest.package_versions()["lab-app"] == "2.0"
     again = module("guest_upgrade", name=pristine_guest.name)
     assert (again["changed"], again["packages"], again["unfinished"]) == (False, [], "none")
@@ -106,7 +64,7 @@ def test_a_guest_that_loses_power_while_unpacking_is_repaired(pristine_guest: Gu
     assert module("guest_upgrade", check=True, name=pristine_guest.name)["unfinished"] == "cut_off"
     result = module("guest_upgrade", name=pristine_guest.name)
     assert not result.get("failed"), result
-    assert names(result) == UPGRADED
+    assert upgraded_names(result) == UPGRADED
     assert pristine_guest.output("/usr/bin/dpkg", "--audit") == ""
     assert module("guest_upgrade", name=pristine_guest.name)["changed"] is False
 
@@ -120,11 +78,22 @@ def test_an_agent_that_is_away_for_a_while_does_not_end_the_upgrade(pristine_gue
     assert pristine_guest.package_versions()["lab-app"] == "2.0"
 
 
+def test_a_restart_of_libvirt_does_not_end_the_upgrade(pristine_guest: Guest) -> None:
+    process = pristine_guest.process()
+    with upgrading(pristine_guest) as controller:
+        wait_for(lambda: logged(pristine_guest, "Unpacking"), "unpacking")
+        daemons.restart_libvirtd()
+        assert controller.wait(timeout=PATIENCE_S) == 0
+    assert pristine_guest.process() == process
+    assert pristine_guest.package_versions()["lab-app"] == "2.0"
+    assert pristine_guest.output("/bin/grep", "--count", "^Start-Date", "/var/log/apt/history.log").strip() == "1"
+
+
 def test_of_two_controllers_at_once_one_upgrades_and_neither_starts_a_second(pristine_guest: Guest) -> None:
     with upgrading(pristine_guest) as one, upgrading(pristine_guest) as other:
         codes = {controller.wait(timeout=PATIENCE_S) for controller in (one, other)}
     assert 0 in codes
-    assert set(names(module("guest_upgrade", name=pristine_guest.name))) == set()
+    assert upgraded_names(module("guest_upgrade", name=pristine_guest.name)) == set()
     versions = pristine_guest.package_versions()
     assert (versions["lab-app"], versions["lab-config"]) == ("2.0", "1.1")
     assert pristine_guest.output("/usr/bin/dpkg", "--audit") == ""

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.integration.packages import UPGRADED, changed, changes_told, upgraded_names
 from tests.integration.proof import Look, break_package, look
 from tests.integration.runs import module, refusal
 
@@ -18,8 +19,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from lab.guests import Guest
-
-UPGRADED = {"lab-app", "lab-config", "lab-kernel", "lab-library", "lab-plugin", "qemu-guest-agent"}
 
 # Holds a lock as package managers do.
 HOLD_LOCK = """\
@@ -37,11 +36,6 @@ def hold(guest: Guest, lock: str, seconds: int) -> None:
         *("/usr/bin/perl", "-e", HOLD_LOCK, lock, str(seconds)),
     )
     guest.output("/bin/sh", "-c", f"until grep -q :$(stat -c %i {lock}) /proc/locks; do sleep 0.1; done")
-
-
-def names(result: dict[str, Any]) -> set[str]:
-    """The packages that have a new version."""
-    return {change["name"] for change in result["packages"] if change["new"]}
 
 
 @dataclass(frozen=True)
@@ -75,10 +69,9 @@ def test_an_upgrade_of_the_agent_survives_the_agents_restart(upgraded: Upgraded)
 
 
 def test_the_result_tells_each_change_as_dpkg_recorded_it(upgraded: Upgraded) -> None:
-    old, new = upgraded.before.packages, upgraded.after.packages
-    changed = {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
-    assert {change["name"]: (change["old"], change["new"]) for change in upgraded.first["packages"]} == changed
-    assert "lab-obsolete" in changed
+    versions = changed(upgraded.before.packages, upgraded.after.packages)
+    assert changes_told(upgraded.first) == versions
+    assert "lab-obsolete" in versions
     assert [change["name"] for change in upgraded.first["packages"] if change["security"]] == ["lab-library"]
 
 
@@ -125,7 +118,7 @@ def test_a_package_that_cannot_be_upgraded(pristine_guest: Guest) -> None:
     pristine_guest.output("/bin/rm", "/var/lib/dpkg/info/lab-config.prerm")
     mended = module("guest_upgrade", name=pristine_guest.name)
     assert not mended["failed"], mended
-    assert names(mended) == UPGRADED
+    assert upgraded_names(mended) == UPGRADED
     assert pristine_guest.output("/usr/bin/dpkg", "--audit") == ""
 
 
@@ -180,14 +173,14 @@ def test_a_disk_with_too_little_room_is_told_before_anything_is_changed(pristine
         assert result["evidence"]["free_kib"] < result["evidence"]["needed_kib"]
     assert pristine_guest.package_versions() == before
     pristine_guest.output("/bin/rm", "/srv/ballast")
-    assert names(module("guest_upgrade", name=pristine_guest.name)) == UPGRADED
+    assert upgraded_names(module("guest_upgrade", name=pristine_guest.name)) == UPGRADED
 
 
 def test_a_lock_that_is_held_for_a_while_is_waited_for(pristine_guest: Guest) -> None:
     hold(pristine_guest, "/var/lib/dpkg/lock-frontend", seconds=40)
     result = module("guest_upgrade", name=pristine_guest.name)
     assert not result["failed"], result
-    assert names(result) == UPGRADED
+    assert upgraded_names(result) == UPGRADED
 
 
 def test_an_upgrade_that_takes_too_long_is_stopped_gently_and_goes_on_later(pristine_guest: Guest) -> None:
@@ -199,7 +192,7 @@ def test_an_upgrade_that_takes_too_long_is_stopped_gently_and_goes_on_later(pris
     pristine_guest.output("/usr/bin/systemctl", "stop", "lock-holder")
     later = module("guest_upgrade", name=pristine_guest.name)
     assert not later["failed"], later
-    assert names(later) == UPGRADED
+    assert upgraded_names(later) == UPGRADED
 
 
 def test_excluded_and_held_packages_stay_and_are_named(pristine_guest: Guest) -> None:
@@ -210,7 +203,7 @@ def test_excluded_and_held_packages_stay_and_are_named(pristine_guest: Guest) ->
         "lab-kernel": "held",
         "qemu-guest-agent": "excluded",
     }
-    assert names(result) == {"lab-app", "lab-library", "lab-plugin"}
+    assert upgraded_names(result) == {"lab-app", "lab-library", "lab-plugin"}
 
 
 def test_the_packages_configuration_file_replaces_the_edited_one_when_asked(pristine_guest: Guest) -> None:
@@ -226,7 +219,7 @@ def test_an_upgrade_is_followed_in_several_tasks(pristine_guest: Guest) -> None:
     while not told[-1]["failed"] and not told[-1]["finished"]:
         told.append(module("guest_upgrade", **options))
     assert not told[-1]["failed"], told[-1]
-    assert names(told[-1]) == UPGRADED
+    assert upgraded_names(told[-1]) == UPGRADED
     assert told[-1]["progress"] is None
     progress = [result["progress"] for result in told[:-1]]
     percents = [one["percent"] for one in progress if one["percent"] is not None]

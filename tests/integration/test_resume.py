@@ -10,7 +10,6 @@ One guest loses five controllers in a row, each further on than the one before i
 from __future__ import annotations
 
 import json
-import subprocess
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,11 +18,14 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from tests.integration import background
+from tests.integration.background import kill, wait_for
+from tests.integration.packages import UPGRADED, changed, changes_told
 from tests.integration.proof import Look, look, make_fresh
-from tests.integration.runs import HYPERVISORS, PlaybookRun, command, literal, module, playbook
-from tests.integration.test_durability import UPGRADED, kill, wait_for
+from tests.integration.runs import PlaybookRun, literal, module, playbook
 
 if TYPE_CHECKING:
+    import subprocess
     from collections.abc import Callable, Iterator
 
     from lab.guests import Guest
@@ -53,18 +55,12 @@ def reached(guest: Guest, name: str, status: str) -> Callable[[], bool]:
 @contextmanager
 def running(guest: Guest, log: Path, **variables: object) -> Iterator[subprocess.Popen[bytes]]:
     """The playbook at work in the background."""
-    words, environment = command("ansible-playbook", inventory=HYPERVISORS)
-    said = ["--extra-vars", literal({"fleet_guests": [guest.name], **variables})]
+    said = literal({"fleet_guests": [guest.name], **variables})
     with (
         log.open("wb") as output,
-        subprocess.Popen(
-            [*words, *said, "kvm.fleet.upgrade"], env=environment, stdout=output, stderr=subprocess.STDOUT
-        ) as controller,
+        background.running("ansible-playbook", "--extra-vars", said, "kvm.fleet.upgrade", output=output) as controller,
     ):
-        try:
-            yield controller
-        finally:
-            kill(controller)
+        yield controller
 
 
 @pytest.fixture(scope="module")
@@ -138,10 +134,9 @@ def test_there_is_one_snapshot_in_the_end(resumed: Resumed) -> None:
 
 
 def test_all_packages_are_in_the_last_runs_list(resumed: Resumed) -> None:
-    old, new = resumed.before.packages, resumed.after.packages
-    changed = {name: (old.get(name), new.get(name)) for name in {**old, **new} if old.get(name) != new.get(name)}
-    assert {change["name"]: (change["old"], change["new"]) for change in told(resumed)["packages"]} == changed
-    assert set(changed) == UPGRADED
+    versions = changed(resumed.before.packages, resumed.after.packages)
+    assert changes_told(told(resumed)) == versions
+    assert set(versions) == UPGRADED
 
 
 def test_the_guest_is_up_on_the_new_qemu(resumed: Resumed) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from lab import rpms
 from lab.clock import wait_until
+from tests.integration.packages import changed, changes_told, upgraded_names
 from tests.integration.runs import module, refusal
 
 if TYPE_CHECKING:
@@ -76,16 +77,6 @@ def files(guest: Guest) -> str:
     return guest.run("/bin/sh", "-c", FILES).stdout
 
 
-def names(result: Mapping[str, Any]) -> set[str]:
-    """The packages that have a new version."""
-    return {change["name"] for change in result["packages"] if change["new"]}
-
-
-def changed(before: Mapping[str, str], after: Mapping[str, str]) -> dict[str, tuple[str | None, str | None]]:
-    both = {**before, **after}
-    return {name: (before.get(name), after.get(name)) for name in both if before.get(name) != after.get(name)}
-
-
 @dataclass(frozen=True)
 class Upgraded:
     """A guest that was looked at in check mode and then upgraded."""
@@ -116,7 +107,7 @@ def upgraded(suse: Guest) -> Upgraded:
 def test_a_look_ahead_changes_nothing(upgraded: Upgraded) -> None:
     assert not upgraded.checked["failed"], upgraded.checked
     assert upgraded.untouched[0] == upgraded.untouched[1]
-    assert names(upgraded.checked) == names(upgraded.result)
+    assert upgraded_names(upgraded.checked) == upgraded_names(upgraded.result)
 
 
 def test_an_upgrade_of_the_agent_survives_the_agents_restart(upgraded: Upgraded) -> None:
@@ -126,7 +117,7 @@ def test_an_upgrade_of_the_agent_survives_the_agents_restart(upgraded: Upgraded)
 
 
 def test_the_result_tells_each_change_as_rpm_recorded_it(upgraded: Upgraded) -> None:
-    told = {change["name"]: (change["old"], change["new"]) for change in upgraded.result["packages"]}
+    told = changes_told(upgraded.result)
     assert told == changed(upgraded.before, upgraded.after)
     assert told["lab-obsolete"] == ("1.0-1", None)
     for result in (upgraded.checked, upgraded.result):
@@ -161,7 +152,7 @@ def test_excluded_and_locked_packages_stay_and_are_named(guest: Guest) -> None:
         "lab-kernel": "held",
         "lab-library": "excluded",
     }
-    assert names(result) == {"lab-app", "lab-plugin", "qemu-guest-agent"}
+    assert upgraded_names(result) == {"lab-app", "lab-plugin", "qemu-guest-agent"}
     assert guest.rpm_versions()["lab-config"] == "1.0-1"
     assert guest.read_file("/etc/zypp/locks") == locks
 
@@ -208,7 +199,7 @@ def test_what_a_power_cut_leaves_half_done_is_finished_by_the_next_run(guest: Gu
     result = module("guest_upgrade", name=guest.name, run="next")
     assert not result["failed"], result
     after = guest.rpm_versions()
-    assert {change["name"]: (change["old"], change["new"]) for change in result["packages"]} == changed(before, after)
+    assert changes_told(result) == changed(before, after)
     assert after["lab-library"] == "1.2-1"
     installed = guest.output("/usr/bin/rpm", "-qa", "--qf", "%{NAME}\\n").split()
     assert len(installed) == len(set(installed))

@@ -50,13 +50,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._packages import (
 )
 from tests.unit.host_agent import HostAgent
 from tests.unit.real_apt import RealApt, offered
-
-RECORDINGS = Path(__file__).parent / "recordings"
-
-
-def recorded(name: str) -> str:
-    return (RECORDINGS / f"{name}.txt").read_text(encoding="utf-8")
-
+from tests.unit.recorded import recorded
 
 # --- simulations ---------------------------------------------------------------------------------
 

@@ -57,13 +57,9 @@ from ansible_collections.kvm.fleet.plugins.module_utils._packages import (
 )
 from tests.unit.fake_agent import Call, Ending, FakeAgent
 from tests.unit.fake_clock import FakeClock
+from tests.unit.recorded import recorded
 
-RECORDINGS = Path(__file__).parent / "recordings"
 UNTOLD = Told(frozenset(), frozenset())
-
-
-def recorded(name: str) -> str:
-    return (RECORDINGS / f"{name}.txt").read_text(encoding="utf-8")
 
 
 # --- simulations ---------------------------------------------------------------------------------

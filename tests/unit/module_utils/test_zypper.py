@@ -52,17 +52,16 @@ from ansible_collections.kvm.fleet.plugins.module_utils._zypper import (
     parse_unneeded,
     parse_updates,
 )
+from tests.unit import recorded as recordings
 from tests.unit.fake_agent import Call, Ending, FakeAgent
 from tests.unit.fake_clock import FakeClock
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-RECORDINGS = Path(__file__).parent / "recordings"
-
 
 def recorded(name: str) -> str:
-    return (RECORDINGS / f"zypper-1.14-{name}.txt").read_text(encoding="utf-8")
+    return recordings.recorded(f"zypper-1.14-{name}")
 
 
 # --- simulations ---------------------------------------------------------------------------------

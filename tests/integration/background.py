@@ -1,0 +1,63 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Runs at work in the background, to be killed as a power failure of their controller would."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import time
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import IO, TYPE_CHECKING
+
+from tests.integration.runs import HYPERVISORS, command
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+PATIENCE_S = 300
+
+
+@contextmanager
+def running(program: str, *arguments: str, output: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A program of Ansible's, for as long as the context lasts."""
+    words, environment = command(program, inventory=HYPERVISORS)
+    with subprocess.Popen(
+        [*words, *arguments], env=environment, stdout=output, stderr=subprocess.STDOUT if output else None
+    ) as controller:
+        try:
+            yield controller
+        finally:
+            kill(controller)
+
+
+def kill(controller: subprocess.Popen[bytes]) -> None:
+    """End a run with its worker and its module.
+
+    No process group has them all: since 2.19, Ansible's workers lead sessions of their own.
+    """
+    if controller.poll() is None:
+        for pid in [controller.pid, *_descendants(controller.pid)]:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        controller.wait()
+
+
+def _descendants(pid: int) -> list[int]:
+    """The children of a process, their children, and so on."""
+    children = []
+    with suppress(FileNotFoundError):
+        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
+    return children + [found for child in children for found in _descendants(child)]
+
+
+def wait_for(happened: Callable[[], bool], what: str) -> None:
+    """Wait until something has happened, with patience."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not happened():
+        assert time.monotonic() < deadline, f"{what} has not happened after {PATIENCE_S} s"
+        time.sleep(0.1)
