@@ -4,6 +4,8 @@
 # All that it makes is below build/, except for the Debian packages that it installs.
 
 PYTHON ?= /usr/bin/python3
+# How many tests run at once. Each may have three guests of 512 MiB and a core.
+PARALLEL ?= 2
 
 venv := $(CURDIR)/build/venv
 python := $(venv)/bin/python
@@ -39,7 +41,7 @@ lint: deps ## linters and types: ruff, mypy, vermin, shellcheck, ansible-lint
 
 .PHONY: unit
 unit: deps ## unit tests, without libvirt
-	$(python) -m pytest --cov=plugins tests/unit
+	$(python) -m pytest --numprocesses=$(PARALLEL) --cov=plugins tests/unit
 
 .PHONY: sanity
 sanity: deps ## ansible-test sanity
@@ -47,7 +49,8 @@ sanity: deps ## ansible-test sanity
 
 .PHONY: integration
 integration: deps ## integration tests, on guests of the lab
-	$(python) -m pytest tests/integration
+	$(python) -m pytest --numprocesses=$(PARALLEL) --dist=loadfile -m 'not alone' tests/integration
+	$(python) -m pytest -m alone tests/integration
 
 .PHONY: molecule
 molecule: deps ## molecule scenarios, on guests of the lab

@@ -11,6 +11,7 @@ from pathlib import Path
 STATE = Path("/var/lib/kvm-fleet-lab")
 GUESTS = STATE / "guests"
 LOCK = Path("/run/lock/kvm-fleet-lab")
+SESSIONS = Path("/run/lock/kvm-fleet-lab-sessions")
 CACHE = Path("/var/cache/kvm-fleet-lab")
 
 INSTALLED_EMULATOR = Path("/usr/bin/qemu-system-x86_64")

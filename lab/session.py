@@ -14,8 +14,8 @@ from lab import daemons, emulator, evidence, leftovers
 from lab.bed import bed, changing_the_lab
 from lab.domain_xml import GuestSpec
 from lab.errors import LeftOver
-from lab.libvirt_session import answering
-from lab.places import EMULATOR
+from lab.locks import present
+from lab.places import SESSIONS
 from lab.process import this_process
 
 if TYPE_CHECKING:
@@ -68,7 +68,8 @@ class Session:
                 self._start(guest, wait=wait)
             yield guest
         finally:
-            guest.destroy()
+            with changing_the_lab():
+                guest.destroy()
             del self._present[guest.uuid]
 
     def _start(self, guest: Guest, *, wait: bool) -> None:
@@ -103,21 +104,19 @@ class Session:
 
 @contextmanager
 def session(*, allow_foreign_guests: bool, failures: Path) -> Iterator[Session]:
-    """Bring the bed up for a test session; at the end, take down what only this one needed.
+    """Bring the bed up for a test session. The last of those that run at once takes it down, unless guests are left.
 
     Evidence goes below `failures`. Raises LeftOver if something of it outlives it.
     """
-    libvirt_was_on = answering()
-    emulator_was_there = EMULATOR.exists()
-    with bed(allow_foreign_guests=allow_foreign_guests) as ready:
-        opened = Session(ready, this_process(), failures)
-        yield opened
-        left = opened.left_overs()
-        alone = not ready.guests()
-    with changing_the_lab():
-        if alone and not emulator_was_there:
-            emulator.remove_all()
-        if alone and not libvirt_was_on:
-            daemons.stop()
+    with present(SESSIONS) as last:
+        with bed(allow_foreign_guests=allow_foreign_guests) as ready:
+            opened = Session(ready, this_process(), failures)
+            yield opened
+            left = opened.left_overs()
+            unused = not ready.guests()
+        with changing_the_lab():
+            if last() and unused:
+                emulator.remove_all()
+                daemons.stop()
     if left:
         raise LeftOver(f"the test session leaves behind: {', '.join(left)}", "python -m lab down")

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, NamedTuple
 
 import pytest
@@ -18,7 +19,8 @@ if TYPE_CHECKING:
 
 pytest_plugins = ["lab.fixtures"]
 
-NASTY_NAME = """-Zoë's <b>&amp; "\\db" {{ 1 + 1 }}"""
+# Sessions that run at once have one each.
+NASTY_NAME = f"""-Zoë's <b>&amp; "\\db" {{{{ {os.getpid()} + 1 }}}}"""
 
 
 class Pair(NamedTuple):

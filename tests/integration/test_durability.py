@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import pytest
+
 from lab import daemons
 from lab.errors import AgentFailed
 from tests.integration.background import PATIENCE_S, kill, running, wait_for
@@ -78,6 +80,7 @@ def test_an_agent_that_is_away_for_a_while_does_not_end_the_upgrade(pristine_gue
     assert pristine_guest.package_versions()["lab-app"] == "2.0"
 
 
+@pytest.mark.alone
 def test_a_restart_of_libvirt_does_not_end_the_upgrade(pristine_guest: Guest) -> None:
     process = pristine_guest.process()
     with upgrading(pristine_guest) as controller:

@@ -166,11 +166,11 @@ def test_creates_and_removes(pristine_guest: Guest) -> None:
 
 
 def test_a_guest_is_found_by_its_whole_name_only(make_guest: MakeGuest) -> None:
-    make_guest("fleet-vm10", start=False)
-    result = refusal("guest_exec", name="fleet-vm1", argv=["true"])
+    make_guest("exec-vm10", start=False)
+    result = refusal("guest_exec", name="exec-vm1", argv=["true"])
     assert result["error_code"] == "domain_not_found"
-    assert "'fleet-vm1'" in result["msg"]
-    assert "fleet-vm10" in result["evidence"]["domains"]
+    assert "'exec-vm1'" in result["msg"]
+    assert "exec-vm10" in result["evidence"]["domains"]
 
 
 def test_a_guest_that_is_off(make_guest: MakeGuest) -> None:

@@ -79,7 +79,9 @@ def test_our_snapshots_are_found_anywhere_in_the_tree(domain: FakeDomain, look: 
 
 @pytest.mark.parametrize("name", THEIRS)
 @pytest.mark.parametrize(
-    "ask", [require_own, find_own, lambda observed, name: creation_needed(observed, name, 0)], ids=str
+    "ask",
+    [require_own, find_own, lambda observed, name: creation_needed(observed, name, 0)],
+    ids=["require", "find", "create"],
 )
 def test_a_snapshot_of_somebody_else_is_refused_wherever_it_is(
     domain: FakeDomain, look: Look, name: str, ask: Callable[[Observation, str], object]
