@@ -66,15 +66,18 @@ _PREPARE = """\
 # An apt-get that was asked to stop ends between two calls of dpkg, and may leave packages that are not configured.
 _FINISH = """\
 apt-mark showauto | sort | comm -23 auto - | xargs -r apt-mark auto
-if [ "$stopped" = yes ] && [ -n "$(dpkg --audit)" ]; then dpkg --force-confdef --force-confold --configure -a; fi
+if [ "$stopped" = yes ] && [ -n "$(dpkg --audit)" ]; then
+  force='--force-confdef --force-confold'
+  [ "$KVM_FLEET_CONFFILES" = keep ] || force=--force-confnew
+  dpkg $force --configure -a
+fi
 if [ "$code" -eq 0 ] && [ "$KVM_FLEET_CLEAN" = yes ]; then apt-get clean || code=$?; fi
 """
 
-# $1: seconds to wait for dpkg's lock.
+# $1: seconds to wait for dpkg's lock; $2: dpkg's options.
 _REPAIR = """\
-dpkg --force-confdef --force-confold --configure -a &&
-exec apt-get -y -o "DPkg::Lock::Timeout=$1" -o Dpkg::Options::=--force-confdef -o Dpkg::Options::=--force-confold \\
-  -f install
+dpkg $2 --configure -a &&
+exec apt-get -y -o "DPkg::Lock::Timeout=$1" $(printf ' -o Dpkg::Options::=%s' $2) -f install
 """
 
 
@@ -106,13 +109,14 @@ class Apt:
         # Not 'apt-mark showhold', which writes to apt's cache.
         wants = shell.run(("dpkg-query", "-W", "-f=${db:Status-Want} ${Package}\n")).stdout.splitlines()
         held = frozenset(line.partition(" ")[2] for line in wants if line.startswith("hold "))
-        everything = self._simulate(shell, full_upgrade(options), state)
-        found = everything
+        found = self._simulate(shell, full_upgrade(options), state)
+        kept: list[KeptBack] = []
         pins: tuple[str, ...] = ()
         for _round in range(_EXCLUDING_ROUNDS):
             unwanted = [change for change in found.changes if options.excludes(change.name)]
             if not unwanted:
                 break
+            kept += [KeptBack(change.name, KeptReason.EXCLUDED) for change in unwanted if change.new]
             pins += tuple(pin(change) for change in unwanted)
             found = self._simulate(shell, (*full_upgrade(options), *pins), state)
         else:
@@ -121,13 +125,13 @@ class Apt:
                 remedy="Exclude as well the packages that need what is excluded.",
                 evidence={"excluded": list(options.exclude)},
             )
-        kept = [*found.kept_back, *_excluded(everything, options)]
+        kept += found.kept_back
         if options.security_only:
             kept += [KeptBack(one.name, KeptReason.SECURITY_UNKNOWN) for one in found.changes if one.security is None]
             found = self._security_updates(shell, found, options, pins, state)
         room = self._room(shell, found, state) if found.changes else Room()
         upgraded = {change.name for change in found.changes}
-        kept_back = named_once(_held_rather(one, held) for one in kept if one.name not in upgraded)
+        kept_back = named_once(_judged(one, held, options) for one in kept if one.name not in upgraded)
         return replace(found, kept_back=kept_back, room=room)
 
     def _security_updates(
@@ -154,7 +158,7 @@ class Apt:
         return ("apt-get", *unattended(options), *prediction.arguments)
 
     def repair(self, options: UpgradeOptions) -> tuple[str, ...]:
-        return ("/bin/sh", "-c", _REPAIR, "sh", f"{options.lock_timeout:g}")
+        return ("/bin/sh", "-c", _REPAIR, "sh", f"{options.lock_timeout:g}", " ".join(_conffile_policy(options)))
 
     def parse_records(self, lines: Iterable[str]) -> Installed:
         """A package whose files are there counts, even while it waits to be configured or for a trigger; one that is
@@ -213,17 +217,21 @@ def pin(change: PackageChange) -> str:
 def unattended(options: UpgradeOptions) -> tuple[str, ...]:
     """Options for a run that nobody watches.
 
-    dpkg's lock is waited for inside apt. How far it has come goes to file descriptor 3. Of configuration files that
-    both their owner and the new package have changed, dpkg asks nobody.
+    dpkg's lock is waited for inside apt. How far it has come goes to file descriptor 3.
     """
     plain_log = ("-q", "-o", "Dpkg::Use-Pty=0")  # no percentages that overwrite each other
-    # The default that confdef stands for is to keep a file that was changed; where dpkg has none, confold decides.
-    keep, replace_them = ("--force-confdef", "--force-confold"), ("--force-confnew",)
-    policy = replace_them if options.conffiles == "replace" else keep
     return (
         *("-y", *plain_log, "-o", f"DPkg::Lock::Timeout={options.lock_timeout:g}", "-o", "APT::Status-Fd=3"),
-        *(word for force in policy for word in ("-o", f"Dpkg::Options::={force}")),
+        *(word for force in _conffile_policy(options) for word in ("-o", f"Dpkg::Options::={force}")),
     )
+
+
+def _conffile_policy(options: UpgradeOptions) -> tuple[str, ...]:
+    """Options by which dpkg asks nobody about a configuration file that both its owner and the new package changed.
+
+    The default that confdef stands for is to keep a file that was changed; where dpkg has none, confold decides.
+    """
+    return ("--force-confnew",) if options.conffiles == "replace" else ("--force-confdef", "--force-confold")
 
 
 def _qualified(change: PackageChange) -> str:
@@ -231,13 +239,10 @@ def _qualified(change: PackageChange) -> str:
     return change.name if change.arch in ("", "all") else f"{change.name}:{change.arch}"
 
 
-def _excluded(everything: Prediction, options: UpgradeOptions) -> list[KeptBack]:
-    excluded = [change.name for change in everything.changes if change.new and options.excludes(change.name)]
-    return [KeptBack(name, KeptReason.EXCLUDED) for name in excluded]
-
-
-def _held_rather(kept: KeptBack, held: frozenset[str]) -> KeptBack:
-    """On hold is a better reason than dependencies, which is what apt tells."""
+def _judged(kept: KeptBack, held: frozenset[str], options: UpgradeOptions) -> KeptBack:
+    """To be excluded or on hold is a better reason than dependencies, which is what apt tells."""
+    if options.excludes(kept.name):
+        return KeptBack(kept.name, KeptReason.EXCLUDED)
     if kept.name in held and kept.reason is KeptReason.DEPENDENCIES:
         return KeptBack(kept.name, KeptReason.HELD)
     return kept

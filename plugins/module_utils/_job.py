@@ -393,8 +393,9 @@ def start(agent: GuestAgent, job: Job) -> None:
     """
     script = job_script(job)
     argv = ("/bin/sh", "-c", _START, "sh", JOURNAL, UNIT, job.run, _SYSTEMD)
-    outcome = run_command(agent, Command(argv, stdin=script.encode("utf-8"), timeout=STEP_TIMEOUT))
-    # A start whose answer got lost on its way may have been asked for again.
+    command = Command(argv, stdin=script.encode("utf-8"), timeout=STEP_TIMEOUT)
+    outcome = agent.patiently(lambda: run_command(agent, command))
+    # A start whose answer got lost on its way is asked for again.
     ours = outcome.exit_code == _ALREADY_RUNNING and outcome.stdout.strip() == job.run
     if outcome.exit_code != 0 and not ours:
         raise _not_started(outcome)
@@ -608,13 +609,13 @@ def split_files(output: str, names: Iterable[str]) -> Mapping[str, list[str]]:
 def tail(agent: GuestAgent, count: int = 40) -> list[str]:
     """The last lines of the job's log; none where there is no log."""
     command = Command(("tail", "-n", str(count), f"{JOURNAL}/log"), timeout=STEP_TIMEOUT)
-    return run_command(agent, command).stdout.splitlines()
+    return agent.patiently(lambda: run_command(agent, command)).stdout.splitlines()
 
 
 def remove(agent: GuestAgent) -> None:
     """Remove the journal, once its result is told. Raises UpgradeRunning where a job is at work by now."""
     script = shell_script(_REMOVE, JOURNAL, UNIT, timeout=STEP_TIMEOUT)
-    outcome = run_command(agent, script)
+    outcome = agent.patiently(lambda: run_command(agent, script))
     if outcome.exit_code == _ALREADY_RUNNING:
         raise _running_already(outcome)
     error = failure_of(outcome)

@@ -87,9 +87,9 @@ options:
     default: 30
   timeout:
     description:
-      - Seconds that the upgrade may take, from its beginning in the guest. At the deadline the package manager is asked
-        to stop. It ends when the transaction that it is in is done, never in the middle of unpacking; then the task
-        fails and says how far it came. Running it again goes on from there.
+      - Seconds that the upgrade may take, from its beginning in the guest, whichever run began it. At the deadline the
+        package manager is asked to stop. It ends when the transaction that it is in is done, never in the middle of
+        unpacking; then the task fails and says how far it came. Running it again goes on from there.
     type: int
     default: 1800
   interval:
@@ -176,6 +176,7 @@ kept_back:
       description: >-
         V(held) by the guest's own list, V(phased) by its distribution, V(excluded) by O(exclude), V(dependencies) that
         do not allow it, or V(security_unknown) where only security updates are wanted and its repository does not tell.
+        Which of the held ones are security updates is not told.
       type: str
       sample: held
 config_files:

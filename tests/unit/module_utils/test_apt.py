@@ -320,11 +320,14 @@ def test_everything_that_can_be_upgraded_is_and_the_rest_is_kept_back_for_a_reas
             {"liba", "app", "secdep"},
             {"liba": "excluded", "app": "dependencies", "secdep": "dependencies"},
         ),
-        (("held", "nothing-like-it"), set(), {}),
+        # What cannot be upgraded anyway is told for the user's own reason.
+        (("held", "nothing-like-it"), set(), {"held": "excluded"}),
         (
             ("*",),
             {"app", "bash", "kernel", "kernel-2", "liba", "secdep", "ssl", "third"},
-            dict.fromkeys(["app", "bash", "kernel", "kernel-2", "liba", "secdep", "ssl", "third"], "excluded"),
+            dict.fromkeys(
+                ["app", "bash", "broken", "held", "kernel", "kernel-2", "liba", "secdep", "ssl", "third"], "excluded"
+            ),
         ),
     ],
 )
@@ -347,6 +350,7 @@ def test_what_takes_the_place_of_something_excluded_is_excluded_in_its_turn(host
     found = simulated(host, exclude=("new-*",))
     assert not {"x", "new-a", "new-b", "new-c", "new-d"} & named(found)
     assert reasons(found)["x"] == "dependencies"
+    assert {"new-a", "new-b"} <= {name for name, reason in reasons(found).items() if reason == "excluded"}
 
 
 def test_security_updates_come_with_what_they_depend_on_and_nothing_else(host: HostAgent, apt: RealApt) -> None:
