@@ -64,8 +64,8 @@ class CallbackModule(CallbackBase):
         if "status" in fleet:
             self._print(render_status(fleet["status"], failed_looks))
         if "targets" in fleet or "guests" in fleet:
-            # A playbook of the user's own that has nothing but the role notes no targets.
-            targets = fleet.get("targets") or list(fleet.get("guests", {}))
+            # A playbook of the user's own notes none with the role alone, and the last ones only of several selections.
+            targets = list(dict.fromkeys([*fleet.get("targets", []), *fleet.get("guests", {})]))
             records = complete(targets, fleet.get("guests", {}), {*stats.dark, *stats.failures})
             self._print(render_summary(fleet.get("job", "upgrade"), records, failed_looks))
 

@@ -26,7 +26,7 @@ EXAMPLES = r"""
     name: web1
     run: "{{ lookup('kvm.fleet.this_run').run }}"
     owner: "{{ lookup('kvm.fleet.this_run').owner }}"
-    take_over: "{{ info.domains[0].run | kvm.fleet.dead_run }}"
+    take_over: "{{ [info.domains[0].run | kvm.fleet.dead_run] | select | list }}"
   delegate_to: hypervisor1
 """
 

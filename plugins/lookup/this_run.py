@@ -13,6 +13,7 @@ author:
 description:
   - The same for the whole run, for every guest and wherever it is asked for. On a controller without C(/proc), the id
     is a new one each time.
+  - In a job of AWX the owner begins with the job's number and user.
 options:
   _terms:
     description: Nothing.
@@ -33,7 +34,7 @@ _list:
   type: list
   elements: dict
   sample:
-    - run: 20261124-003000-3f2a
+    - run: 20261124-003000-3f2a9c1e
       owner: root@control1 (pid 4711, started 123456, in pid:[4026531836], boot 0b1d3a7d-2f8a-4a0e-9d0b-6c8e58b40c55)
 """
 
@@ -42,14 +43,14 @@ from typing import Any
 
 from ansible.plugins.lookup import LookupBase
 
-from ansible_collections.kvm.fleet.plugins.plugin_utils._controller import owner_of, playbook_pid, run_of
+from ansible_collections.kvm.fleet.plugins.plugin_utils._controller import awx_job, owner_of, playbook_pid, run_of
 
 
 class LookupModule(LookupBase):
     """Asks the kernel, so that nobody has to hand the answer on."""
 
     def run(self, terms: Any, variables: Any = None, **kwargs: Any) -> list[dict[str, str]]:
-        del terms, variables, kwargs  # nothing to be asked for
+        del terms, kwargs  # nothing to be asked for
         pid = playbook_pid()
-        owner = owner_of(pid)
+        owner = owner_of(pid, job=awx_job(variables or {}))
         return [{"run": run_of(owner, pid, datetime.now(timezone.utc)), "owner": owner}]

@@ -7,12 +7,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _record
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import Domain, Hypervisor
-from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError, RecordUnavailable
 from ansible_collections.kvm.fleet.plugins.module_utils._record import (
     Claim,
     Facts,
@@ -23,7 +23,16 @@ from ansible_collections.kvm.fleet.plugins.module_utils._record import (
     StepName,
     StepStatus,
 )
-from ansible_collections.kvm.fleet.plugins.module_utils._store import LockHeld, Store, moment, records_directory
+from ansible_collections.kvm.fleet.plugins.module_utils._store import (
+    LOCK_PATIENCE,
+    LockHeld,
+    Store,
+    moment,
+    records_directory,
+)
+
+TAKE_OVER_PATIENCE = 60
+"""Seconds for the last task of a dead run to end: a worker that outlives its controller repeats one for a while."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +58,8 @@ def take(hypervisor: Hypervisor, domain: Domain, claim: Claim, baseline: Callabl
     """Take the lease of a guest, or renew it. Raises GuestLeased."""
     claim.check()
     store = Store(records_directory(hypervisor.uri))
-    with _alone(hypervisor, domain, store, check=check):
+    patience = TAKE_OVER_PATIENCE if claim.take_over else LOCK_PATIENCE
+    with _alone(hypervisor, domain, store, check=check, patience=patience):
         before = store.read(domain.uuid)
         record = _record.take(before, claim, baseline, moment(hypervisor.clock))
         if not check:
@@ -69,8 +79,9 @@ def release(
         record = store.read(domain.uuid)
         if record is None or record.lease is None:
             return record, False
-        _record.renew(record, domain.name, run, moment(hypervisor.clock))
-        record = _record.release(record, outcome, error)
+        now = moment(hypervisor.clock)
+        _record.renew(record, domain.name, run, now)
+        record = _record.release(record, record.lease, outcome, error, now)
         if not check:
             store.write(record)
     return record, True
@@ -101,6 +112,11 @@ class Recorder:
         if self.record:
             self._write(_record.begin(self.record, name, self._run, intent, self.now()))
 
+    def note(self, name: StepName, facts: Facts) -> None:
+        """Write down what is known before a step has ended."""
+        if self.record:
+            self._write(_record.note(self.record, name, facts))
+
     def end(self, name: StepName, result: Facts) -> None:
         """Write down what was done."""
         if self.record:
@@ -114,14 +130,18 @@ class Recorder:
 
     @contextmanager
     def failing(self, name: StepName) -> Iterator[None]:
-        """Write down an error that ends a step, if that has begun."""
+        """Write down an error that ends a step, if that has begun.
+
+        Where even that fails, as on a disk that is full, the step stays open: the first cause is the one to tell.
+        """
         try:
             yield
         except FleetError as error:
             step = self.last(name)
             if self.record and step and step.status is StepStatus.OPEN:
-                told = {"error_code": error.error_code, "msg": error.message}
-                self._write(_record.end(self.record, name, StepStatus.FAILED, told, self.now()))
+                told = {**step.result, "error_code": error.error_code, "msg": error.message}
+                with suppress(RecordUnavailable):
+                    self._write(_record.end(self.record, name, StepStatus.FAILED, told, self.now()))
             raise
 
     def renew(self, domain: Domain) -> None:
@@ -133,9 +153,12 @@ class Recorder:
         return moment(self._hypervisor.clock)
 
     def _write(self, record: Record) -> None:
+        """Whoever writes is there: each write is a heartbeat, too."""
         self.record = record
+        if record.lease:
+            self.record = _record.renew(record, record.domain, record.lease.run, self.now())
         if not self._check:
-            self._store.write(record)
+            self._store.write(self.record)
 
 
 @contextmanager
@@ -169,14 +192,16 @@ def working(
 
 
 @contextmanager
-def _alone(hypervisor: Hypervisor, domain: Domain, store: Store, *, check: bool) -> Iterator[None]:
+def _alone(
+    hypervisor: Hypervisor, domain: Domain, store: Store, *, check: bool, patience: float = LOCK_PATIENCE
+) -> Iterator[None]:
     """Hold the guest's lock; in check mode, which must leave nothing behind, only see that nobody else does."""
     try:
         if check:
-            store.wait_until_free(domain.uuid, hypervisor.clock)
+            store.wait_until_free(domain.uuid, hypervisor.clock, patience)
             yield
         else:
-            with store.locked(domain.uuid, hypervisor.clock):
+            with store.locked(domain.uuid, hypervisor.clock, patience):
                 yield
     except LockHeld:
         record = store.read(domain.uuid)

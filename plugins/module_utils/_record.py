@@ -36,6 +36,10 @@ class StepName(str, Enum):
     RESTART = "restart"
 
 
+STARTED = "started"
+"""In a restart's result, while it is open: that the guest was started again."""
+
+
 class StepStatus(str, Enum):
     OPEN = "open"
     """It may have changed something, and nobody has told how it ended."""
@@ -91,11 +95,21 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Ending:
+    """What a run has told of a guest in the end. ``error`` is why it failed or was refused."""
+
+    run: str
+    at: str
+    outcome: str
+    error: Facts | None
+
+
+@dataclass(frozen=True)
 class Record:
-    """The work on one guest, from the first change to the outcome, by one run or by several that took over.
+    """The work on one guest, from the first change to its end, by one run or by several that took over.
 
     ``baseline`` is what domain_info said of the domain before the first change. ``earlier`` are the leases of the runs
-    that were gone on from, oldest first. ``outcome`` is None until a run has brought the work to an end and told of it.
+    that were gone on from, oldest first. ``ended`` is None until a run has brought the work to an end and told of it.
     """
 
     domain: str
@@ -104,25 +118,35 @@ class Record:
     earlier: tuple[Lease, ...]
     baseline: Facts
     steps: tuple[Step, ...]
-    outcome: str | None
-    error: Facts | None
+    ended: Ending | None
 
     @property
     def unfinished(self) -> bool:
         """Whether the next run has to go on with this work.
 
         Work that failed was told of, and the next run begins anew. But a guest that was asked to shut down and was
-        not seen to come up may be off for this reason alone.
+        not started again may be off for this reason alone, and one whose packages were upgraded would not be restarted
+        for that by a run that finds nothing left to upgrade.
         """
-        if self.outcome == "failed":
-            return self.shut_down_by_us
-        return self.outcome is None and bool(self.steps)
+        if self.ended and self.ended.outcome == "failed":
+            return self.shut_down_by_us or self._restart_is_owed
+        return self.ended is None and bool(self.steps)
 
     @property
     def shut_down_by_us(self) -> bool:
         """Whether the guest, if it is off, is off because a run has shut it down."""
         step = self.last(StepName.RESTART)
-        return step is not None and step.status is not StepStatus.DONE
+        return step is not None and step.status is not StepStatus.DONE and not step.result.get(STARTED)
+
+    @property
+    def _restart_is_owed(self) -> bool:
+        owed = False
+        for step in self.steps:
+            if step.status is StepStatus.DONE and step.name is StepName.UPGRADE:
+                owed = owed or bool(step.result["packages"])
+            elif step.status is StepStatus.DONE and step.name is StepName.RESTART:
+                owed = False
+        return owed
 
     def last(self, name: StepName) -> Step | None:
         """The latest step of this name."""
@@ -136,14 +160,14 @@ class Record:
 
 @dataclass(frozen=True)
 class Claim:
-    """Who wants to work on which guest. ``take_over`` names the run whose lease is to be taken although it is young."""
+    """Who wants to work on which guest. ``take_over`` names runs whose lease is to be taken although it is young."""
 
     domain: str
     uuid: str
     run: str
     owner: str
     ttl: float
-    take_over: str = ""
+    take_over: tuple[str, ...] = ()
 
     def check(self) -> None:
         """Raise InvalidRequest for what cannot be meant."""
@@ -169,14 +193,12 @@ def take(record: Record | None, claim: Claim, baseline: Callable[[], Facts], now
     held = record.lease if record else None
     if held and held.run == claim.run:
         lease = replace(lease, taken=held.taken)
-    elif held and held.is_young(now) and held.run != claim.take_over:
+    elif held and held.is_young(now) and held.run not in claim.take_over:
         raise leased(claim.domain, held, now)
     if record is None or not record.unfinished:
-        return Record(claim.domain, claim.uuid, lease, (), baseline(), (), None, None)
+        return Record(claim.domain, claim.uuid, lease, (), baseline(), (), None)
     others = (held,) if held and held.run != claim.run else ()
-    return replace(
-        record, domain=claim.domain, lease=lease, earlier=(*record.earlier, *others), outcome=None, error=None
-    )
+    return replace(record, domain=claim.domain, lease=lease, earlier=(*record.earlier, *others), ended=None)
 
 
 def renew(record: Record | None, domain: str, run: str, now: Moment) -> Record:
@@ -193,17 +215,15 @@ def renew(record: Record | None, domain: str, run: str, now: Moment) -> Record:
     return replace(record, lease=replace(held, heartbeat=now.uptime, boot_id=now.boot_id))
 
 
-def release(record: Record, outcome: str, error: Facts | None) -> Record:
-    """The record of work that has come to its end.
+def release(record: Record, lease: Lease, outcome: str, error: Facts | None, now: Moment) -> Record:
+    """The record of work that has come to its end, by the run that has this lease.
 
-    A run that was refused has done nothing: what it has taken over is still to be gone on with.
+    A run that was refused has done nothing: what it has taken over is still to be gone on with, from the run before it.
     """
-    released = replace(record, lease=None, outcome=outcome, error=error)
     if outcome == "refused" and record.unfinished:
-        released = replace(released, outcome=None, error=None)
-    if released.unfinished and record.lease:
-        released = replace(released, earlier=(*record.earlier, record.lease))
-    return released
+        return replace(record, lease=None)
+    released = replace(record, lease=None, ended=Ending(lease.run, now.at, outcome, error))
+    return replace(released, earlier=(*record.earlier, lease)) if released.unfinished else released
 
 
 def leased(domain: str, lease: Lease | None, now: Moment, *, at_work: bool = False) -> GuestLeased:
@@ -235,13 +255,21 @@ def begin(record: Record, name: StepName, run: str, intent: Facts, now: Moment) 
     return replace(record, steps=(*record.steps, Step(name, StepStatus.OPEN, run, now.at, None, intent, {})))
 
 
+def note(record: Record, name: StepName, facts: Facts) -> Record:
+    """The record with something that is known of the latest step of this name before it has ended."""
+    return _changed(record, name, lambda step: replace(step, result={**step.result, **facts}))
+
+
 def end(record: Record, name: StepName, status: StepStatus, result: Facts, now: Moment) -> Record:
     """The record with what came of the latest step of this name, be it an earlier run's."""
+    return _changed(record, name, lambda step: replace(step, status=status, ended=now.at, result=result))
+
+
+def _changed(record: Record, name: StepName, change: Callable[[Step], Step]) -> Record:
     step = record.last(name)
     if step is None:
         raise ValueError(f"no {name.value} was begun")
-    ended = replace(step, status=status, ended=now.at, result=result)
-    return replace(record, steps=tuple(ended if other is step else other for other in record.steps))
+    return replace(record, steps=tuple(change(other) if other is step else other for other in record.steps))
 
 
 def forget(record: Record) -> Record:
@@ -285,8 +313,7 @@ def parse(text: str) -> Record:
         earlier=tuple(_lease(lease) for lease in _is(list, fields["earlier"])),
         baseline=_is(dict, fields["baseline"]),
         steps=tuple(_step(step) for step in _is(list, fields["steps"])),
-        outcome=None if fields["outcome"] is None else _is(str, fields["outcome"]),
-        error=None if fields["error"] is None else _is(dict, fields["error"]),
+        ended=None if fields["ended"] is None else _ending(fields["ended"]),
     )
 
 
@@ -311,6 +338,12 @@ def _lease(found: object) -> Lease:
     fields = _fields(found, *Lease.__dataclass_fields__)
     texts = {name: _is(str, fields[name]) for name in ("run", "owner", "taken", "boot_id")}
     return Lease(**texts, heartbeat=_number(fields["heartbeat"]), ttl=_number(fields["ttl"]))
+
+
+def _ending(found: object) -> Ending:
+    fields = _fields(found, *Ending.__dataclass_fields__)
+    texts = {name: _is(str, fields[name]) for name in ("run", "at", "outcome")}
+    return Ending(**texts, error=None if fields["error"] is None else _is(dict, fields["error"]))
 
 
 def _step(found: object) -> Step:

@@ -94,8 +94,8 @@ def lease(held: Lease, now: Moment) -> dict[str, Any]:
 
 
 def work(record: Record | None, now: Moment, *, at_work: bool) -> dict[str, Any] | None:
-    """What is going on with a guest, or was left unfinished; None where nothing is."""
-    if record is None or not (record.lease or record.unfinished):
+    """What is going on with a guest, was left unfinished or came of it; None where nothing is on record."""
+    if record is None:
         return None
     held = record.lease
     return {
@@ -104,5 +104,12 @@ def work(record: Record | None, now: Moment, *, at_work: bool) -> dict[str, Any]
         "unfinished": record.unfinished,
         "shut_down": record.shut_down_by_us,
         "steps": [{"name": step.name.value, "status": step.status.value, "run": step.run} for step in record.steps],
+        "ended": dataclasses.asdict(record.ended) if record.ended else None,
         "problem": None,
     }
+
+
+def unknown_work(error: FleetError) -> dict[str, Any]:
+    """Likewise where the record cannot be read."""
+    nothing: dict[str, Any] = {"lease": None, "live": False, "unfinished": False, "shut_down": False, "steps": []}
+    return {**nothing, "ended": None, "problem": failure(error)}

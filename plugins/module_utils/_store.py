@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _record
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import Clock, Deadline, ticks, timestamp
@@ -24,8 +25,9 @@ from ansible_collections.kvm.fleet.plugins.module_utils._record import Malformed
 
 BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
+
 LOCK_PATIENCE = 5
-"""Seconds to wait for the lock. Whoever only takes or looks at a lease has it for much less."""
+"""Seconds to wait for a guest's lock. Whoever only takes or looks at a lease has it for much less."""
 
 
 class LockHeld(Exception):
@@ -34,7 +36,7 @@ class LockHeld(Exception):
 
 def records_directory(uri: str) -> Path:
     """Where the records of the domains of a connection are: in the user's own place for a session's."""
-    if uri.endswith("/session"):
+    if urlsplit(uri).path == "/session":
         return Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state", "kvm-fleet", "runs")
     return Path("/var/lib/kvm-fleet/runs")
 
@@ -93,8 +95,11 @@ class Store:
             raise _unavailable(error, path) from error
 
     @contextmanager
-    def locked(self, uuid: str, clock: Clock) -> Iterator[None]:
-        """Hold a domain's lock for as long as the context lasts. Raises LockHeld and RecordUnavailable."""
+    def locked(self, uuid: str, clock: Clock, patience: float = LOCK_PATIENCE) -> Iterator[None]:
+        """Hold a domain's lock for as long as the context lasts.
+
+        Raises LockHeld after ``patience`` in seconds, and RecordUnavailable.
+        """
         path = self._lock_path(uuid)
         try:
             self._make_directory()
@@ -102,7 +107,7 @@ class Store:
         except OSError as error:
             raise _unavailable(error, path) from error
         try:
-            for _tick in ticks(Deadline(clock, LOCK_PATIENCE), clock):
+            for _tick in ticks(Deadline(clock, patience), clock):
                 if _lock(handle, fcntl.LOCK_EX):
                     break
             else:
@@ -125,9 +130,12 @@ class Store:
         finally:
             os.close(handle)
 
-    def wait_until_free(self, uuid: str, clock: Clock) -> None:
-        """Return as soon as no module works on the domain. Changes nothing. Raises LockHeld and RecordUnavailable."""
-        for _tick in ticks(Deadline(clock, LOCK_PATIENCE), clock):
+    def wait_until_free(self, uuid: str, clock: Clock, patience: float = LOCK_PATIENCE) -> None:
+        """Return as soon as no module works on the domain. Changes nothing.
+
+        Raises LockHeld after ``patience`` in seconds, and RecordUnavailable.
+        """
+        for _tick in ticks(Deadline(clock, patience), clock):
             if not self.is_locked(uuid):
                 return
         raise LockHeld

@@ -156,7 +156,7 @@ domains:
           type: bool
           sample: true
     run:
-      description: What a run is doing to the guest, or has left unfinished. V(null) where nothing is.
+      description: What a run is doing to the guest, has left unfinished, or has done. V(null) where none is known.
       type: dict
       contains:
         lease:
@@ -208,6 +208,25 @@ domains:
               description: The run that did it.
               type: str
               sample: 20261124-003000-3f2a
+        ended:
+          description: How the last run ended on this guest. V(null) while one has not.
+          type: dict
+          contains:
+            run:
+              description: The run's id.
+              type: str
+              sample: 20261124-003000-3f2a9c1e
+            at:
+              description: When it ended, in UTC.
+              type: str
+              sample: "2026-11-24T00:42:10Z"
+            outcome:
+              description: V(unchanged), V(upgraded), V(restarted), V(failed) or V(refused).
+              type: str
+              sample: failed
+            error:
+              description: Why it failed or was refused, as a failed task tells it. V(null) otherwise.
+              type: dict
         problem:
           description: Why the record cannot be read, as a failed task would tell it. V(null) when it can.
           type: dict
@@ -244,8 +263,7 @@ def run_of(hypervisor: Hypervisor, uuid: str) -> dict[str, Any] | None:
     try:
         record, at_work, now = _lease.look(hypervisor, uuid)
     except (RecordDamaged, RecordUnavailable) as error:
-        nothing: dict[str, Any] = {"lease": None, "live": False, "unfinished": False, "shut_down": False, "steps": []}
-        return {**nothing, "problem": _results.failure(error)}
+        return _results.unknown_work(error)
     return _results.work(record, now, at_work=at_work)
 
 

@@ -51,9 +51,11 @@ options:
     default: 3600
   take_over:
     description:
-      - Id of a run that is known to be dead. Its lease is taken over although it is live, unless one of its tasks is at
-        work on the guest at this very moment. A lease of any other run is refused all the same.
-    type: str
+      - Ids of runs that are known to be dead. A lease of theirs is taken over although it is live, once the last of
+        their tasks has ended, for which a minute is waited. A lease of any other run is refused all the same.
+    type: list
+    elements: str
+    default: []
   outcome:
     description:
       - What became of the guest. Required for O(state=absent).
@@ -127,12 +129,10 @@ record:
         C(result).
       type: list
       elements: dict
-    outcome:
-      description: What became of the guest. V(null) while that is open.
-      type: str
-      sample: upgraded
-    error:
-      description: Why it failed.
+    ended:
+      description: >-
+        The run that has brought this to an end, with its C(run), C(at) what time, its C(outcome), and the C(error) if
+        it failed or was refused. V(null) while that is open.
       type: dict
 resumed:
   description: What this run goes on with. V(null) when it begins by itself.
@@ -198,7 +198,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._store import moment
 def present(module: AnsibleModule, hypervisor: LibvirtHypervisor) -> dict[str, Any]:
     given = module.params
     domain = hypervisor.domain(given["name"])
-    claim = Claim(domain.name, domain.uuid, given["run"], given["owner"], given["ttl"], given["take_over"] or "")
+    claim = Claim(domain.name, domain.uuid, given["run"], given["owner"], given["ttl"], tuple(given["take_over"]))
     taken = _lease.take(
         hypervisor, domain, claim, lambda: _results.observation(observe(hypervisor, domain)), check=module.check_mode
     )
@@ -227,7 +227,7 @@ def main() -> None:
             "run": {"type": "str", "required": True},
             "owner": {"type": "str"},
             "ttl": {"type": "int", "default": 3600},
-            "take_over": {"type": "str"},
+            "take_over": {"type": "list", "elements": "str", "default": []},
             "outcome": {"type": "str", "choices": ["unchanged", "upgraded", "restarted", "failed", "refused"]},
             "error": {"type": "dict"},
             **DOMAIN_ARGUMENTS,

@@ -12,6 +12,7 @@ import multiprocessing
 import os
 import re
 import socket
+from collections.abc import Mapping
 from datetime import datetime, timezone
 from pathlib import Path
 
@@ -28,19 +29,26 @@ def playbook_pid() -> int:
     return os.getpid() if parent is None or parent.pid is None else parent.pid
 
 
-def owner_of(pid: int, proc: Path = PROC) -> str:
-    """Whoever runs a process, and what makes that process unlike any other there ever was.
+def owner_of(pid: int, proc: Path = PROC, job: str = "") -> str:
+    """Whoever runs a process, and what makes that process unlike any other there ever was. ``job`` comes first, if any.
 
     A pid counts within a namespace (a container's own, for instance), until it is given to the next process, and until
     the machine is rebooted. Where there is no /proc the owner is only a name, which nobody can check.
     """
-    name = f"{_user()}@{socket.gethostname()}".encode("ascii", "replace").decode("ascii")
+    name = f"{job}{', ' if job else ''}{_user()}@{socket.gethostname()}".encode("ascii", "replace").decode("ascii")
     try:
         stat = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
         namespace, boot = _place(proc)
     except OSError:
         return f"{name} (pid {pid})"
     return f"{name} (pid {pid}, started {start_ticks(stat)}, in {namespace}, boot {boot})"
+
+
+def awx_job(variables: Mapping[str, object]) -> str:
+    """The job that AWX has started this run as, by the variables that it gives to each; empty elsewhere."""
+    number = variables.get("awx_job_id") or variables.get("tower_job_id")
+    user = variables.get("awx_user_name") or variables.get("tower_user_name")
+    return "" if not number else f"AWX job {number}{f' of {user}' if user else ''}"
 
 
 def owner_is_gone(owner: str, proc: Path = PROC) -> bool:
@@ -54,10 +62,21 @@ def owner_is_gone(owner: str, proc: Path = PROC) -> bool:
             return False
         stat = (proc / pid / "stat").read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
-        return True
+        return not _exists(int(pid))
     except OSError:
         return False
     return start_ticks(stat) != int(started)
+
+
+def _exists(pid: int) -> bool:
+    """Whether there is such a process, be it one of somebody else's that /proc hides (hidepid)."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def run_of(owner: str, pid: int, now: datetime, proc: Path = PROC) -> str:
@@ -65,7 +84,7 @@ def run_of(owner: str, pid: int, now: datetime, proc: Path = PROC) -> str:
 
     It is the same whenever it is asked for. Without /proc it is that of this very moment.
     """
-    digits = hashlib.sha256(f"{owner}{'' if _OWNER.match(owner) else now}".encode()).hexdigest()[:4]
+    digits = hashlib.sha256(f"{owner}{'' if _OWNER.match(owner) else now}".encode()).hexdigest()[:8]
     try:
         stat = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
         boot = boot_time((proc / "stat").read_text(encoding="ascii", errors="replace"))

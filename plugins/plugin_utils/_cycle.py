@@ -51,7 +51,7 @@ def make_plan(before: Facts, predicted: Facts, *, snapshot: bool, restart: str, 
         reasons.append("it was begun by an earlier run")
     if restart == "always" and not reasons:
         reasons.append("it is asked for")
-    restarting = begun or (restart != "never" and bool(reasons))
+    restarting = restart != "never" and bool(reasons)
     return Plan(
         snapshot=snapshot and (restarting or upgrading),
         upgrade=upgrading,

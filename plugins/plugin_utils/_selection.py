@@ -50,9 +50,22 @@ class Guest:
         return "unknown" if self.observed is None else str(self.observed["drift"]["state"])
 
     @property
-    def unfinished(self) -> bool:
-        """Whether an earlier run has left something undone, which may have left the guest off."""
-        return bool(((self.observed or {}).get("run") or {}).get("unfinished"))
+    def turn(self) -> int | None:
+        """When it is its turn among guests that nobody asked for by name, lowest first; None if it is not one of them.
+
+        First what a run has shut down and not started again; then what drifts or was left half done; then what nobody
+        can tell about, to be refused by name rather than passed over. What another run works on comes last, since the
+        refusal of a guest may end the run. What somebody else has shut down is left alone.
+        """
+        run = (self.observed or {}).get("run") or {}
+        off = self.drift == "not_running"
+        if off and run.get("unfinished") and run.get("shut_down"):
+            return 0
+        if run.get("live"):
+            return None if off or (self.drift == "none" and not run.get("unfinished")) else 3
+        if not off and (self.drift == "drifted" or run.get("unfinished")):
+            return 1
+        return 2 if self.drift == "unknown" or run.get("problem") else None
 
 
 DEFAULT_GROUPS = ("kvm_hypervisors", "kvm_guests")
@@ -166,15 +179,12 @@ def select_guests(
     """The guests that are asked for, each once.
 
     ``wanted`` names guests, domains or groups of the inventory, as a list or separated by commas, each matched exactly;
-    'all' is every guest. Without it, these are the guests that an earlier run has left unfinished, and those that
-    drift. Those whose drift nobody can tell come after them, so that they are refused by name rather than passed over.
+    'all' is every guest. Without it, these are the guests whose turn it is, see Guest.
     Raises SelectionError for a name that matches nothing, which may live on a hypervisor that is ``unseen``.
     """
     names = wanted_names(wanted)
     if not names:
-        unfinished = [guest for guest in guests if guest.unfinished]
-        others = [guest for guest in guests if not guest.unfinished]
-        return unfinished + [guest for state in ("drifted", "unknown") for guest in others if guest.drift == state]
+        return [guest for turn in range(4) for guest in guests if guest.turn == turn]
     selected: dict[tuple[Place, str], Guest] = {}
     unmatched = []
     for name in names:

@@ -179,21 +179,31 @@ def render_status(guests: Sequence[Record], failed_looks: Sequence[Record] = ())
     table = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     drifted = sum(guest["drift"] == "drifted" for guest in guests)
     unknown = sum(guest["drift"] == "unknown" for guest in guests)
-    runs = [line for guest in guests if guest.get("run") for line in _run_lines(guest["name"], guest["run"])]
+    runs = [
+        line
+        for guest in guests
+        if guest.get("run")
+        for line in _run_lines(guest["name"], guest["run"], off=guest["drift"] == "not_running")
+    ]
     failures = [line for failed in failed_looks for line in ["", *_failed_look_lines(failed)]]
     totals = f"Guests: {len(guests)}  Drifted: {drifted}  Unknown: {unknown}"
     return [*table, *([""] if runs else []), *runs, *failures, "", totals]
 
 
-def _run_lines(guest: str, run: Mapping[str, Any]) -> list[str]:
-    """Who works on a guest, and what was left unfinished."""
+def _run_lines(guest: str, run: Mapping[str, Any], *, off: bool) -> list[str]:
+    """Who works on a guest, what was left unfinished, and why the last run failed."""
     lease, problem = run["lease"], run["problem"]
     lines = [str(problem["msg"])] if problem else []
     if lease:
-        state = "works on it" if run["live"] else "is dead"
+        state = "has it" if run["live"] else "is taken for dead"
         lines.append(f"run {lease['run']} of {lease['owner']} {state}, {silence_text(lease)}")
-    if run["unfinished"] and not run["live"]:
+    if run["unfinished"] and run["shut_down"] and off:
+        lines.append("off because a run has shut it down: the next upgrade starts it")
+    elif run["unfinished"] and not run["live"]:
         lines.append("left unfinished: the next upgrade goes on with it")
+    if run["ended"] and run["ended"]["error"]:
+        ended = run["ended"]
+        lines.append(f"run {ended['run']} {ended['outcome']} at {ended['at']}: {ended['error']['msg']}")
     return [printable(f"{guest}: {line}") for line in lines]
 
 

@@ -38,7 +38,7 @@ def test_the_role_specifies_what_it_has_defaults_for() -> None:
 
 
 # Their defaults are told in words: Ansible would evaluate those of the specification even where the option is given.
-TOLD_IN_WORDS = {"upgrade_hypervisor", "upgrade_uri", "upgrade_run", "upgrade_owner"}
+TOLD_IN_WORDS = {"upgrade_hypervisor", "upgrade_uri"}
 
 
 def test_only_defaults_that_depend_on_other_variables_are_told_in_words() -> None:

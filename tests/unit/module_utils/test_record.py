@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import GuestLeased, InvalidRequest, LeaseLost
 from ansible_collections.kvm.fleet.plugins.module_utils._record import (
     Claim,
+    Ending,
     Lease,
     Malformed,
     Moment,
@@ -26,6 +27,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._record import (
     StepStatus,
     begin,
     end,
+    note,
     packages,
     parse,
     release,
@@ -50,6 +52,11 @@ def taken(claim: Claim = CLAIM, record: Record | None = None, now: Moment = T0) 
     return take(record, claim, lambda: {"drift": {"state": "drifted"}}, now)
 
 
+def let_go(record: Record, outcome: str, error: dict[str, Any] | None = None) -> Record:
+    assert record.lease
+    return release(record, record.lease, outcome, error, T0)
+
+
 def cut_off(*names: StepName) -> Record:
     """The record of run-a, dead in the middle of the last of these steps."""
     record = taken()
@@ -64,7 +71,7 @@ def cut_off(*names: StepName) -> Record:
 def test_a_free_guest_is_taken_and_its_baseline_kept() -> None:
     record = taken()
     assert record.lease == Lease("run-a", "root@a", T0.at, 1000.0, 3600, "boot-1")
-    assert (record.baseline, record.steps, record.outcome) == ({"drift": {"state": "drifted"}}, (), None)
+    assert (record.baseline, record.steps, record.ended) == ({"drift": {"state": "drifted"}}, (), None)
     assert resumed(record) is None
 
 
@@ -103,8 +110,8 @@ def test_a_lease_is_live_for_its_time_and_within_one_boot(now: Moment, live: boo
 def test_a_young_lease_is_taken_over_only_from_the_run_that_is_named() -> None:
     record = cut_off(SNAPSHOT)
     with pytest.raises(GuestLeased):
-        taken(replace(OTHER, take_over="run-z"), record, later(1))
-    assert taken(replace(OTHER, take_over="run-a"), record, later(1)).lease == Lease(
+        taken(replace(OTHER, take_over=("run-z",)), record, later(1))
+    assert taken(replace(OTHER, take_over=("run-y", "run-a")), record, later(1)).lease == Lease(
         "run-b", "root@b", "2026-03-01T03:00:00Z", 1001.0, 3600, "boot-1"
     )
 
@@ -122,7 +129,7 @@ def test_a_heartbeat_makes_a_lease_young_again() -> None:
     assert taken(OTHER, record, later(6600)).lease
 
 
-@pytest.mark.parametrize("record", [None, taken(OTHER), release(taken(), "upgraded", None)])
+@pytest.mark.parametrize("record", [None, taken(OTHER), let_go(taken(), "upgraded")])
 def test_a_run_without_the_lease_is_told_so(record: Record | None) -> None:
     with pytest.raises(LeaseLost) as lost:
         renew(record, "web1", "run-a", T0)
@@ -171,23 +178,52 @@ def test_a_run_that_died_before_it_changed_anything_leaves_nothing_to_go_on_with
     ("outcome", "goes_on"), [("upgraded", False), ("unchanged", False), ("failed", False), ("refused", True)]
 )
 def test_work_that_was_brought_to_an_end_is_not_gone_on_with(outcome: str, goes_on: bool) -> None:
-    ended = release(cut_off(SNAPSHOT, UPGRADE), outcome, {"msg": "x"})
+    ended = let_go(cut_off(SNAPSHOT, UPGRADE), outcome, {"msg": "x"})
+    assert ended.ended == (None if goes_on else Ending("run-a", T0.at, outcome, {"msg": "x"}))
     assert (ended.lease, ended.unfinished) == (None, goes_on)
     assert bool(taken(OTHER, ended).steps) == goes_on
 
 
 def test_a_guest_that_a_failed_run_may_have_left_off_is_gone_on_with() -> None:
-    ended = release(cut_off(SNAPSHOT, RESTART), "failed", {"msg": "the shutdown took too long"})
+    ended = let_go(cut_off(SNAPSHOT, RESTART), "failed", {"msg": "the shutdown took too long"})
     assert (ended.unfinished, ended.shut_down_by_us) == (True, True)
     gone_on = taken(OTHER, ended)
-    assert (gone_on.outcome, gone_on.error, len(gone_on.steps)) == (None, None, 2)
+    assert (gone_on.ended, len(gone_on.steps)) == (None, 2)
     told = resumed(gone_on)
     assert told is not None
     assert (told["run"], told["owner"], told["cut_off"]) == ("run-a", "root@a", "during the restart")
 
 
+def test_a_guest_that_was_started_again_is_not_off_by_a_run() -> None:
+    started = note(cut_off(SNAPSHOT, RESTART), RESTART, {"started": True})
+    assert (started.unfinished, started.shut_down_by_us) == (True, False)
+    failed = end(started, RESTART, StepStatus.FAILED, {"started": True, "msg": "the agent is silent"}, T0)
+    assert (let_go(failed, "failed").unfinished, failed.shut_down_by_us) == (False, False)
+
+
+def test_a_run_that_failed_before_the_restart_for_its_packages_is_gone_on_with() -> None:
+    change = {"name": "app", "arch": "amd64", "old": "1", "new": "2", "security": False}
+
+    def upgraded(*changes: object) -> Record:
+        begun = begin(taken(), UPGRADE, "run-a", {}, T0)
+        return end(begun, UPGRADE, StepStatus.DONE, {"packages": list(changes), "config_files": []}, T0)
+
+    assert not let_go(upgraded(), "failed").unfinished
+    assert let_go(upgraded(change), "failed").unfinished
+    assert not let_go(upgraded(change), "upgraded").unfinished
+    restarted = end(begin(upgraded(change), RESTART, "run-a", {}, T0), RESTART, StepStatus.DONE, {}, T0)
+    assert not let_go(restarted, "failed").unfinished
+
+
+def test_a_run_that_was_refused_is_not_the_one_that_was_cut_off() -> None:
+    refused = let_go(taken(OTHER, cut_off(RESTART), later(4000)), "refused", {"msg": "the agent is silent"})
+    told = resumed(taken(replace(CLAIM, run="run-c", owner="root@c"), refused, later(4010)))
+    assert told is not None
+    assert (told["run"], told["cut_off"]) == ("run-a", "during the restart")
+
+
 def test_a_failed_run_that_tries_again_goes_on_from_itself() -> None:
-    told = resumed(taken(record=release(cut_off(RESTART), "failed", None)))
+    told = resumed(taken(record=let_go(cut_off(RESTART), "failed")))
     assert told is not None
     assert (told["run"], told["cut_off"]) == ("run-a", "during the restart")
 
@@ -233,8 +269,7 @@ RECORDS = st.builds(
     earlier=st.lists(LEASES, max_size=2).map(tuple),
     baseline=JSON,
     steps=st.lists(STEPS, max_size=3).map(tuple),
-    outcome=st.none() | TEXTS,
-    error=st.none() | JSON,
+    ended=st.none() | st.builds(Ending, TEXTS, TEXTS, TEXTS, st.none() | JSON),
 )
 
 

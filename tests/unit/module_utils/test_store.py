@@ -17,7 +17,7 @@ import pytest
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _store
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import RecordDamaged, RecordUnavailable
-from ansible_collections.kvm.fleet.plugins.module_utils._record import Claim, Moment, Record, serialise, take
+from ansible_collections.kvm.fleet.plugins.module_utils._record import Claim, Ending, Moment, Record, serialise, take
 from ansible_collections.kvm.fleet.plugins.module_utils._store import LockHeld, Store, moment, records_directory
 from tests.unit.fake_clock import FakeClock
 
@@ -43,8 +43,8 @@ def store(tmp_path: Path) -> Store:
 def test_a_record_is_read_as_it_was_written(store: Store) -> None:
     assert store.read(UUID) is None
     store.write(RECORD)
-    store.write(replace(RECORD, outcome="upgraded"))
-    assert store.read(UUID) == replace(RECORD, outcome="upgraded")
+    store.write(replace(RECORD, ended=Ending("r", "now", "upgraded", None)))
+    assert store.read(UUID) == replace(RECORD, ended=Ending("r", "now", "upgraded", None))
 
 
 def test_records_are_nobody_elses_business(store: Store) -> None:
@@ -82,7 +82,7 @@ def test_a_write_that_fails_leaves_the_old_record(store: Store, monkeypatch: pyt
 
     monkeypatch.setattr(os, "fsync", fail)
     with pytest.raises(RecordUnavailable, match="No space left"):
-        store.write(replace(RECORD, outcome="upgraded"))
+        store.write(replace(RECORD, ended=Ending("r", "now", "upgraded", None)))
     assert store.read(UUID) == RECORD
 
 

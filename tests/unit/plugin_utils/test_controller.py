@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import getpass
 import multiprocessing
 import os
 import re
@@ -18,6 +19,7 @@ import pytest
 from ansible_collections.kvm.fleet.plugins.filter.dead_run import dead_run
 from ansible_collections.kvm.fleet.plugins.lookup.this_run import LookupModule
 from ansible_collections.kvm.fleet.plugins.plugin_utils._controller import (
+    awx_job,
     owner_is_gone,
     owner_of,
     playbook_pid,
@@ -30,11 +32,11 @@ NOW = datetime.fromisoformat("2026-11-24T00:30:00+00:00")
 
 @pytest.fixture
 def controller(proc: FakeProc) -> FakeProc:
-    """The /proc of a controller on which the process 4711 runs a playbook."""
+    """The /proc of a controller on which the process 4999999 runs a playbook, a number that this machine gives to none."""
     (proc.path / "self" / "ns").mkdir(parents=True)
     (proc.path / "sys" / "kernel" / "random").mkdir(parents=True)
     be_in(proc, "pid:[1]", "boot-1")
-    proc.start(4711, ["ansible-playbook"], proc.install("usr/bin/python3"), ticks=500)
+    proc.start(4999999, ["ansible-playbook"], proc.install("usr/bin/python3"), ticks=500)
     return proc
 
 
@@ -47,27 +49,27 @@ def be_in(proc: FakeProc, namespace: str, boot: str) -> None:
 
 
 def restarted_as(proc: FakeProc, ticks: int) -> None:
-    proc.end(4711)
-    proc.start(4711, ["bash"], proc.install("usr/bin/bash"), ticks=ticks)
+    proc.end(4999999)
+    proc.start(4999999, ["bash"], proc.install("usr/bin/bash"), ticks=ticks)
 
 
 def test_an_owner_is_named_with_what_makes_its_process_unique(controller: FakeProc) -> None:
-    owner = owner_of(4711, controller.path)
-    assert re.fullmatch(r"\S+@\S+ \(pid 4711, started 500, in pid:\[1\], boot boot-1\)", owner)
+    owner = owner_of(4999999, controller.path)
+    assert re.fullmatch(r"\S+@\S+ \(pid 4999999, started 500, in pid:\[1\], boot boot-1\)", owner)
 
 
 def test_a_process_that_runs_is_not_gone(controller: FakeProc) -> None:
-    assert not owner_is_gone(owner_of(4711, controller.path), controller.path)
+    assert not owner_is_gone(owner_of(4999999, controller.path), controller.path)
 
 
 def test_a_process_that_has_ended_is_gone(controller: FakeProc) -> None:
-    owner = owner_of(4711, controller.path)
-    controller.end(4711)
+    owner = owner_of(4999999, controller.path)
+    controller.end(4999999)
     assert owner_is_gone(owner, controller.path)
 
 
 def test_a_process_whose_pid_was_given_to_another_is_gone(controller: FakeProc) -> None:
-    owner = owner_of(4711, controller.path)
+    owner = owner_of(4999999, controller.path)
     restarted_as(controller, 501)
     assert owner_is_gone(owner, controller.path)
 
@@ -75,25 +77,25 @@ def test_a_process_whose_pid_was_given_to_another_is_gone(controller: FakeProc) 
 @pytest.mark.parametrize(("namespace", "boot"), [("pid:[2]", "boot-1"), ("pid:[1]", "boot-2"), ("pid:[1]", "")])
 def test_of_a_process_elsewhere_nobody_can_tell(controller: FakeProc, namespace: str, boot: str) -> None:
     """A machine that was rebooted looks like any other: a run of the boot before is left to the lease's own time."""
-    owner = owner_of(4711, controller.path)
-    controller.end(4711)
+    owner = owner_of(4999999, controller.path)
+    controller.end(4999999)
     be_in(controller, namespace, boot)
     assert not owner_is_gone(owner, controller.path)
 
 
 @pytest.mark.parametrize(
-    "owner", ["", "root@elsewhere", "root@elsewhere (pid 4711)", "a (pid x, started 1, in b, boot c)"]
+    "owner", ["", "root@elsewhere", "root@elsewhere (pid 4999999)", "a (pid x, started 1, in b, boot c)"]
 )
 def test_of_an_owner_that_is_only_a_name_nobody_can_tell(controller: FakeProc, owner: str) -> None:
     assert not owner_is_gone(owner, controller.path)
 
 
 def test_without_proc_an_owner_is_only_a_name(tmp_path: Path) -> None:
-    owner = owner_of(4711, tmp_path)
-    assert owner.endswith(" (pid 4711)")
+    owner = owner_of(4999999, tmp_path)
+    assert owner.endswith(" (pid 4999999)")
     assert not owner_is_gone(owner, tmp_path)
-    first, second = (run_of(owner, 4711, moment, tmp_path) for moment in (NOW, NOW.replace(microsecond=1)))
-    assert re.fullmatch(r"20261124-003000-[0-9a-f]{4}", first)
+    first, second = (run_of(owner, 4999999, moment, tmp_path) for moment in (NOW, NOW.replace(microsecond=1)))
+    assert re.fullmatch(r"20261124-003000-[0-9a-f]{8}", first)
     assert first != second
 
 
@@ -102,16 +104,42 @@ def test_a_user_without_a_name_is_a_number(controller: FakeProc, monkeypatch: py
         raise KeyError("uid not found")
 
     monkeypatch.setattr("getpass.getuser", fail)
-    assert owner_of(4711, controller.path).startswith(f"{os.getuid()}@")
+    assert owner_of(4999999, controller.path).startswith(f"{os.getuid()}@")
 
 
 def test_a_run_is_named_after_when_its_process_began(controller: FakeProc) -> None:
-    owner = owner_of(4711, controller.path)
-    run = run_of(owner, 4711, NOW, controller.path)
-    assert re.fullmatch(r"20260921-133325-[0-9a-f]{4}", run)
-    assert run == run_of(owner, 4711, NOW.replace(hour=5), controller.path)
+    owner = owner_of(4999999, controller.path)
+    run = run_of(owner, 4999999, NOW, controller.path)
+    assert re.fullmatch(r"20260921-133325-[0-9a-f]{8}", run)
+    assert run == run_of(owner, 4999999, NOW.replace(hour=5), controller.path)
     restarted_as(controller, 501)
-    assert run != run_of(owner_of(4711, controller.path), 4711, NOW, controller.path)
+    assert run != run_of(owner_of(4999999, controller.path), 4999999, NOW, controller.path)
+
+
+def test_a_process_that_proc_hides_is_not_gone(controller: FakeProc) -> None:
+    """Of the processes of others, as with the mount option hidepid."""
+    with subprocess.Popen(["sleep", "60"]) as hidden:
+        controller.start(hidden.pid, ["sleep"], controller.install("usr/bin/sleep"))
+        owner = owner_of(hidden.pid, controller.path)
+        controller.end(hidden.pid)
+        assert not owner_is_gone(owner, controller.path)
+        hidden.kill()
+    assert owner_is_gone(owner, controller.path)
+
+
+@pytest.mark.parametrize(
+    ("variables", "job"),
+    [
+        ({}, ""),
+        ({"awx_job_id": 99, "awx_user_name": "alice"}, "AWX job 99 of alice"),
+        ({"tower_job_id": "99"}, "AWX job 99"),
+    ],
+)
+def test_a_job_of_awx_is_named(variables: dict[str, object], job: str, controller: FakeProc) -> None:
+    assert awx_job(variables) == job
+    owner = owner_of(4999999, controller.path, awx_job(variables))
+    assert owner.startswith(f"{job}, " if job else f"{getpass.getuser()}@")
+    assert owner_is_gone(owner, controller.path) is False
 
 
 # --- as playbooks use it -------------------------------------------------------------------------

@@ -153,13 +153,27 @@ def fleet() -> list[Guest]:
     return known_guests([host("hv1", look)], {})
 
 
-def test_by_default_guests_that_were_left_unfinished_come_first() -> None:
-    left = {"run": {"unfinished": True}}
-    done = {**domain("on"), "run": {"unfinished": False}}
-    others = [{**domain("odd", "unknown"), **left}, {**domain("off", "not_running"), **left}, done]
-    guests = known_guests([host("hv1", {"domains": [domain("drifts", "drifted"), *others]})], {})
-    assert names(select_guests(guests, None, {})) == ["odd", "off", "drifts"]
-    assert names(select_guests(guests, "on", {})) == ["on"]
+def test_by_default_guests_come_in_their_turn() -> None:
+    def with_run(name: str, drift: str, **run: Any) -> dict[str, Any]:
+        known = {"unfinished": False, "shut_down": False, "live": False, "problem": None, **run}
+        return {**domain(name, drift), "run": known}
+
+    found = [
+        with_run("busy", "drifted", live=True),
+        with_run("busy and fine", "none", live=True),
+        domain("nobody knows", "unknown"),
+        with_run("damaged", "not_running", problem={"msg": "not JSON"}),
+        domain("drifts", "drifted"),
+        with_run("fine", "none"),
+        with_run("half done", "none", unfinished=True),
+        with_run("off by its owner", "not_running", unfinished=True),
+        with_run("off by a run", "not_running", unfinished=True, shut_down=True, live=True),
+    ]
+    guests = known_guests([host("hv1", {"domains": found})], {})
+    assert names(select_guests(guests, None, {})) == [
+        *("off by a run", "drifts", "half done", "nobody knows", "damaged", "busy")
+    ]
+    assert names(select_guests(guests, "fine", {})) == ["fine"]
 
 
 def test_by_default_guests_that_drift_come_before_those_nobody_knows() -> None:

@@ -341,18 +341,22 @@ def test_a_refusal_does_not_say_that_nothing_was_changed_where_an_earlier_run_ha
     assert "  Error: agent is silent" in render_summary("upgrade", [refused])
 
 
+ENDED = {"run": "run-a", "at": "2026-03-01T02:00:00Z", "outcome": "failed"}
+
+
 def work(**facts: Any) -> dict[str, Any]:
-    return {"lease": DEAD, "live": True, "unfinished": True, "problem": None, **facts}
+    nothing = {"shut_down": False, "ended": None, "problem": None}
+    return {"lease": DEAD, "live": True, "unfinished": True, **nothing, **facts}
 
 
 @pytest.mark.parametrize(
     ("run", "lines"),
     [
-        (work(), ["a: run run-a of root@a works on it, last heard of 1h1m40s ago"]),
+        (work(), ["a: run run-a of root@a has it, last heard of 1h1m40s ago"]),
         (
             work(live=False),
             [
-                "a: run run-a of root@a is dead, last heard of 1h1m40s ago",
+                "a: run run-a of root@a is taken for dead, last heard of 1h1m40s ago",
                 "a: left unfinished: the next upgrade goes on with it",
             ],
         ),
@@ -361,8 +365,18 @@ def work(**facts: Any) -> dict[str, Any]:
             work(lease=None, live=False, unfinished=False, problem={"msg": "the record is damaged"}),
             ["a: the record is damaged"],
         ),
+        (
+            work(lease=None, live=False, unfinished=False, ended={**ENDED, "error": {"msg": "the disk is full"}}),
+            ["a: run run-a failed at 2026-03-01T02:00:00Z: the disk is full"],
+        ),
+        (work(lease=None, live=False, unfinished=False, ended={**ENDED, "outcome": "upgraded", "error": None}), []),
     ],
 )
 def test_a_status_tells_who_works_on_a_guest(run: dict[str, Any], lines: list[str]) -> None:
     told = render_status([{**guest("a", "none"), "run": run}, guest("b", "none")])
-    assert told[3:] == ["", *lines, "", "Guests: 2  Drifted: 0  Unknown: 0"]
+    assert told[3:] == [*([""] if lines else []), *lines, "", "Guests: 2  Drifted: 0  Unknown: 0"]
+
+
+def test_a_status_tells_of_a_guest_that_is_off_by_a_run() -> None:
+    off = {**guest("a", "not_running"), "run": work(live=False, shut_down=True, lease=None)}
+    assert "a: off because a run has shut it down: the next upgrade starts it" in render_status([off])

@@ -47,7 +47,8 @@ def test_a_guest_is_taken_renewed_and_let_go(run: Run, domain: FakeDomain, store
     assert [result["changed"] for result in (taken, renewed, released, again)] == [True, False, True, False]
     assert (taken["resumed"], taken["taken_over"]) == (None, None)
     assert taken["record"]["baseline"]["qemu"]["pid"] == domain.pid
-    assert (released["record"]["lease"], released["record"]["outcome"]) == (None, "upgraded")
+    ended = {"run": "run-a", "at": "2026-03-01T02:00:00Z", "outcome": "upgraded", "error": None}
+    assert (released["record"]["lease"], released["record"]["ended"]) == (None, ended)
     assert again["record"] == released["record"]
     assert store.read(domain.uuid) is not None
     assert not store.is_locked(domain.uuid)
@@ -64,8 +65,8 @@ def test_a_guest_of_another_run_is_refused_by_name(run: Run, hypervisor: FakeHyp
     assert domain.changes == []
 
 
-def test_a_stale_lease_is_taken_over_and_that_is_said(run: Run, hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
-    assert domain.changes == []
+@pytest.mark.usefixtures("domain")
+def test_a_stale_lease_is_taken_over_and_that_is_said(run: Run, hypervisor: FakeHypervisor) -> None:
     take(run, "a", ttl=100)
     hypervisor.clock.advance(101)
     taken = take(run, "b")
@@ -73,8 +74,8 @@ def test_a_stale_lease_is_taken_over_and_that_is_said(run: Run, hypervisor: Fake
     assert let_go(run, "a")["error_code"] == "lease_lost"
 
 
-def test_a_young_lease_of_a_dead_run_is_taken_over_by_its_name(run: Run, domain: FakeDomain) -> None:
-    assert domain.changes == []
+@pytest.mark.usefixtures("domain")
+def test_a_young_lease_of_a_dead_run_is_taken_over_by_its_name(run: Run) -> None:
     take(run, "a")
     assert take(run, "b", take_over="run-z")["error_code"] == "guest_leased"
     assert take(run, "b", take_over="run-a")["taken_over"]["run"] == "run-a"
@@ -119,18 +120,21 @@ def test_check_mode_says_what_it_would_do_and_writes_nothing(
     assert domain.changes == []
 
 
-def test_domain_info_tells_who_has_a_guest(run: Run, hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
-    assert domain.changes == []
+@pytest.mark.usefixtures("domain")
+def test_domain_info_tells_who_has_a_guest(run: Run, hypervisor: FakeHypervisor) -> None:
     assert info(run) is None
     take(run)
     hypervisor.clock.advance(3599)
     lease = {"run": "run-a", "owner": "root@a", "taken": "2026-03-01T02:00:00Z", "silence": 3599.0}
-    nothing_yet = {"unfinished": False, "shut_down": False, "steps": [], "problem": None}
+    nothing_yet = {"unfinished": False, "shut_down": False, "steps": [], "ended": None, "problem": None}
     assert info(run) == {"lease": lease, "live": True, **nothing_yet}
     hypervisor.clock.advance(1)
     assert info(run) == {"lease": {**lease, "silence": 3600.0}, "live": False, **nothing_yet}
-    let_go(run)
-    assert info(run) is None
+    let_go(run, outcome="failed", error={"msg": "no room"})
+    told = info(run)
+    assert told is not None
+    assert (told["lease"], told["live"], told["ended"]["outcome"]) == (None, False, "failed")
+    assert told["ended"]["error"] == {"msg": "no room"}
 
 
 def test_a_damaged_record_is_refused_and_hides_no_other_guest(run: Run, domain: FakeDomain, store: Store) -> None:
@@ -144,8 +148,8 @@ def test_a_damaged_record_is_refused_and_hides_no_other_guest(run: Run, domain: 
     assert store.path(domain.uuid).read_text(encoding="utf-8") == "{"
 
 
-def test_a_place_that_cannot_be_written_to_is_an_error_of_its_own(run: Run, domain: FakeDomain, store: Store) -> None:
-    assert domain.changes == []
+@pytest.mark.usefixtures("domain")
+def test_a_place_that_cannot_be_written_to_is_an_error_of_its_own(run: Run, store: Store) -> None:
     Path(os.environ["XDG_STATE_HOME"]).touch()
     refused = take(run)
     assert (refused["error_code"], refused["evidence"]["file"].startswith(str(store.directory))) == (
@@ -154,9 +158,9 @@ def test_a_place_that_cannot_be_written_to_is_an_error_of_its_own(run: Run, doma
     )
 
 
+@pytest.mark.usefixtures("domain")
 @pytest.mark.parametrize("fault", [{"owner": "a\nb"}, {"ttl": 0}, {"run": ""}])
-def test_what_cannot_be_meant_is_refused(run: Run, domain: FakeDomain, store: Store, fault: dict[str, Any]) -> None:
-    assert domain.changes == []
+def test_what_cannot_be_meant_is_refused(run: Run, store: Store, fault: dict[str, Any]) -> None:
     given = {"name": "web1", "run": "run-a", "owner": "root@a", **fault}
     assert run("guest_lease", **given)["error_code"] == "invalid_request"
     assert files(store) == {}
