@@ -32,7 +32,7 @@ NOW = datetime.fromisoformat("2026-11-24T00:30:00+00:00")
 
 @pytest.fixture
 def controller(proc: FakeProc) -> FakeProc:
-    """The /proc of a controller on which the process 4999999 runs a playbook, a number that this machine gives to none."""
+    """The /proc of a controller on which a process runs a playbook. No process of this machine has its number."""
     (proc.path / "self" / "ns").mkdir(parents=True)
     (proc.path / "sys" / "kernel" / "random").mkdir(parents=True)
     be_in(proc, "pid:[1]", "boot-1")
