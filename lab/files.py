@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from lab import emulator, libraries
 from lab.host import require_room
-from lab.places import disk_path, guest_directory, private_emulator
+from lab.places import disk_path, guest_directory, private_emulator, run_record
 from lab.run import run
 
 if TYPE_CHECKING:
@@ -41,6 +41,8 @@ def provide(spec: GuestSpec, uuid: str, image: Image) -> None:
 
 
 def remove(uuid: str) -> None:
-    """Remove what `provide` made."""
+    """Remove what `provide` made, and what the collection has noted of its runs on the guest."""
     shutil.rmtree(guest_directory(uuid), ignore_errors=True)
     private_emulator(uuid).unlink(missing_ok=True)
+    run_record(uuid).unlink(missing_ok=True)
+    run_record(uuid).with_suffix(".lock").unlink(missing_ok=True)

@@ -14,6 +14,9 @@ LOCK = Path("/run/lock/kvm-fleet-lab")
 SESSIONS = Path("/run/lock/kvm-fleet-lab-sessions")
 CACHE = Path("/var/cache/kvm-fleet-lab")
 
+# Where the collection keeps what it knows of guests. Only what is named by the UUID of a guest of the lab is the lab's.
+RUN_RECORDS = Path("/var/lib/kvm-fleet/runs")
+
 INSTALLED_EMULATOR = Path("/usr/bin/qemu-system-x86_64")
 # QEMU finds its firmware relative to its own directory, so the copy lives beside the original.
 EMULATOR = Path("/usr/bin/qemu-system-x86_64-kvm-fleet-lab")
@@ -32,6 +35,11 @@ def guest_directory(uuid: str) -> Path:
 def disk_path(uuid: str) -> Path:
     """A guest's disk."""
     return guest_directory(uuid) / "disk"
+
+
+def run_record(uuid: str) -> Path:
+    """What the collection has noted of its runs on a guest."""
+    return RUN_RECORDS / f"{uuid}.json"
 
 
 def console_path(uuid: str) -> Path:

@@ -166,7 +166,7 @@ domains:
             run:
               description: The run's id.
               type: str
-              sample: 20261124-003000-3f2a
+              sample: 20261124-003000-3f2a9c1e
             owner:
               description: Who runs it.
               type: str
@@ -207,7 +207,7 @@ domains:
             run:
               description: The run that did it.
               type: str
-              sample: 20261124-003000-3f2a
+              sample: 20261124-003000-3f2a9c1e
         ended:
           description: How the last run ended on this guest. V(null) while one has not.
           type: dict

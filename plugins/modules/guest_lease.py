@@ -73,7 +73,7 @@ EXAMPLES = r"""
 - name: Take the guest
   kvm.fleet.guest_lease:
     name: web1
-    run: 20261124-003000-3f2a
+    run: 20261124-003000-3f2a9c1e
     owner: root@control1
   delegate_to: hypervisor1
   register: result
@@ -87,13 +87,13 @@ EXAMPLES = r"""
   kvm.fleet.domain_power:
     name: web1
     state: restarted
-    run: 20261124-003000-3f2a
+    run: 20261124-003000-3f2a9c1e
   delegate_to: hypervisor1
 
 - name: Let go of it
   kvm.fleet.guest_lease:
     name: web1
-    run: 20261124-003000-3f2a
+    run: 20261124-003000-3f2a9c1e
     state: absent
     outcome: restarted
   delegate_to: hypervisor1
@@ -142,7 +142,7 @@ resumed:
     run:
       description: The run that was cut off.
       type: str
-      sample: 20261124-003000-3f2a
+      sample: 20261124-003000-3f2a9c1e
     owner:
       description: Who ran it.
       type: str

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from lab import drift
 from lab.guests import PRISTINE
+from lab.places import run_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -75,10 +76,11 @@ def snapshots(guest: Guest) -> tuple[str, ...]:
 
 
 def make_fresh(guest: Guest, *, drifted: bool = False) -> None:
-    """Put a guest back to how it first came up, and make its QEMU outdated if asked to."""
+    """Put a guest back to how it first came up and no run knows it, and make its QEMU outdated if asked to."""
     for name in snapshots(guest):
         guest.domain.snapshotLookupByName(name).delete()
     guest.reset()
+    run_record(guest.uuid).unlink(missing_ok=True)
     if drifted:
         drift.replace_emulator(guest)
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lab.places import run_record
 from tests.integration import background
 from tests.integration.background import kill, wait_for
 from tests.integration.packages import UPGRADED, changed, changes_told
@@ -31,14 +32,13 @@ if TYPE_CHECKING:
     from lab.guests import Guest
     from lab.session import Session
 
-RECORDS = Path("/var/lib/kvm-fleet/runs")
 # Only taken and let go of again: nothing of the guest is changed.
 LOOK_ONLY = {"upgrade_packages": False, "upgrade_restart": "never"}
 
 
 def record_of(guest: Guest) -> dict[str, Any]:
     """What is on record of a guest, read as anybody can."""
-    path = RECORDS / f"{guest.domain.UUIDString()}.json"
+    path = run_record(guest.uuid)
     found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {"steps": [], "lease": None}
     return found
 
@@ -188,9 +188,9 @@ def test_the_summary_says_what_was_resumed(resumed: Resumed) -> None:
 
 def test_nothing_is_left_of_it(resumed: Resumed) -> None:
     record = record_of(resumed.guest)
-    assert (record["lease"], record["outcome"]) == (None, "upgraded")
+    assert (record["lease"], record["ended"]["outcome"]) == (None, "upgraded")
     [info] = module("domain_info", names=[resumed.guest.name])["domains"]
-    assert info["run"] is None
+    assert (info["run"]["lease"], info["run"]["unfinished"], info["run"]["ended"]) == (None, False, record["ended"])
     assert resumed.after.left == ()
 
 
@@ -208,7 +208,7 @@ def test_two_runs_at_once_do_not_share_a_guest(resumed: Resumed, tmp_path: Path)
         "guest_leased",
     )
     assert f"under the lease of run {holder}, which " in refused["error"]["msg"]
-    assert record_of(guest)["outcome"] == "restarted"
+    assert record_of(guest)["ended"]["outcome"] == "restarted"
 
 
 def test_a_lease_of_another_controller_is_left_alone_until_it_is_stale(resumed: Resumed) -> None:
