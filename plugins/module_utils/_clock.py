@@ -85,3 +85,8 @@ def pause(clock: Clock, seconds: float) -> None:
 def timestamp(moment: datetime) -> str:
     """ISO 8601 in UTC, to the second, as every result of the collection prints times."""
     return moment.astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def parse_timestamp(text: str) -> datetime:
+    """Read what ``timestamp`` writes. Raises ValueError for anything else."""
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%SZ").replace(tzinfo=timezone.utc)

@@ -14,9 +14,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
+from datetime import datetime
 from enum import Enum
 from typing import Any, TypeVar
 
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import parse_timestamp
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import GuestLeased, InvalidRequest, LeaseLost
 from ansible_collections.kvm.fleet.plugins.module_utils._packages import PackageChange, compose
 
@@ -275,6 +277,23 @@ def _changed(record: Record, name: StepName, change: Callable[[Step], Step]) -> 
 def forget(record: Record) -> Record:
     """The record of a guest that was brought back to before all steps."""
     return replace(record, steps=())
+
+
+KEEP_SECONDS = 24 * 3600
+"""For how long a snapshot that nothing was changed after is as good as a new one."""
+
+
+def snapshot_to_keep(record: Record, now: datetime) -> str | None:
+    """The name of the snapshot on record that this work can be rolled back to, if there is one.
+
+    Where nothing was changed after it, what the guest has written since would be lost with it for no reason: once it is
+    old, a new one is better.
+    """
+    step = record.last(StepName.SNAPSHOT)
+    if step is None:
+        return None
+    is_old = (now - parse_timestamp(step.begun)).total_seconds() > KEEP_SECONDS
+    return None if is_old and step is record.steps[-1] else str(step.intent["name"])
 
 
 # --- as text -------------------------------------------------------------------------------------

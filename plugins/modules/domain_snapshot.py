@@ -49,7 +49,8 @@ options:
       - Id of the run that this is done in, which needs the guest's lease, see M(kvm.fleet.guest_lease). Without it, a
         guest under a live lease is refused.
       - Without O(snapshot), a run has one snapshot. One that the run has made before, or that an earlier run had made
-        or begun before it was cut off, is returned as it is.
+        or begun before it was cut off, is returned as it is. One of more than a day ago, after which that run changed
+        nothing, is left aside, and a new one is made.
     type: str
 """
 
@@ -110,7 +111,7 @@ from typing import Any, NamedTuple
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _results, _snapshot
+from ansible_collections.kvm.fleet.plugins.module_utils import _record, _results, _snapshot
 from ansible_collections.kvm.fleet.plugins.module_utils._lease import Recorder, working
 from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtDomain, LibvirtHypervisor
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation, observe
@@ -130,8 +131,8 @@ class Work(NamedTuple):
 
 def default_name(recorder: Recorder, now: datetime) -> str:
     """The name of the run's snapshot, or that of a new one."""
-    recorded = recorder.last(StepName.SNAPSHOT)
-    return str(recorded.intent["name"]) if recorded else _snapshot.default_name(now)
+    recorded = _record.snapshot_to_keep(recorder.record, now) if recorder.record else None
+    return recorded or _snapshot.default_name(now)
 
 
 def present(module: AnsibleModule, work: Work) -> dict[str, Any]:

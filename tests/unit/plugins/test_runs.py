@@ -177,6 +177,29 @@ def test_a_snapshot_that_was_made_is_not_made_again(run: Run, hypervisor: FakeHy
     assert leased.changes == ["create_snapshot"]
 
 
+def test_a_snapshot_that_nothing_followed_is_left_aside_when_it_is_old(
+    run: Run, hypervisor: FakeHypervisor, leased: FakeDomain
+) -> None:
+    first = snapshot(run)["snapshot"]["name"]
+    hypervisor.clock.advance(24 * 3600 + 1)
+    take(run, "b")
+    second = snapshot(run, "b")
+    assert (second["changed"], second["snapshot"]["name"] != first) == (True, True)
+    assert {found.name for found in leased.snapshots()} == {first, second["snapshot"]["name"]}
+
+
+def test_an_old_snapshot_is_kept_where_something_was_changed_after_it(
+    run: Run, hypervisor: FakeHypervisor, leased: FakeDomain
+) -> None:
+    first = snapshot(run)["snapshot"]["name"]
+    with killed_in(leased, "start"):
+        restart(run)
+    hypervisor.clock.advance(24 * 3600 + 1)
+    take(run, "b")
+    restart(run, "b")
+    assert snapshot(run, "b")["snapshot"]["name"] == first
+
+
 def test_a_snapshot_that_somebody_has_deleted_is_made_again(run: Run, leased: FakeDomain) -> None:
     name = snapshot(run)["snapshot"]["name"]
     leased.delete_snapshot(name)
