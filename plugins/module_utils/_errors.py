@@ -298,3 +298,36 @@ class GuestUnsupported(FleetError):
     """The guest lacks something that the operation is built on."""
 
     error_code = "guest_unsupported"
+
+
+# --- ways to a guest ------------------------------------------------------------------------------
+
+
+class NoWayOpen(FleetError):
+    """None of the ways to change the guest agent's settings is open; the evidence says why, one by one."""
+
+    error_code = "no_way_open"
+
+
+class PolicyUnsupported(FleetError):
+    """The agent's RPC filter comes from a place that is not edited, such as the command line of a vendor's unit."""
+
+    error_code = "policy_unsupported"
+
+
+class ChannelImpossible(FleetError):
+    """The domain cannot be given a channel for the guest agent."""
+
+    error_code = "channel_impossible"
+
+
+class ImageToolsMissing(FleetError):
+    """The hypervisor lacks libguestfs, with which a guest's image is edited."""
+
+    error_code = "image_tools_missing"
+
+
+class ImageFailed(FleetError):
+    """The image of a guest could not be opened or edited."""
+
+    error_code = "image_failed"
