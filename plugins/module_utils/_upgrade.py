@@ -258,6 +258,8 @@ class _Work:
 
     def _follow(self, look: JobLook) -> JobLook:
         """The first look that finds the job not running. Raises _StillRunning, and UpgradeTimeout at the deadline."""
+        # Getting here may have taken all of the interval, and then this look is the only one that tells anything.
+        self._take_note(look)
         while look.state is JobState.RUNNING:
             elapsed = look.elapsed or 0.0
             if elapsed >= self._options.timeout:

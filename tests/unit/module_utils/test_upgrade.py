@@ -665,6 +665,17 @@ def test_after_the_interval_an_upgrade_is_underway_and_the_next_call_follows_it_
         assert one.elapsed == pytest.approx(30 * number, abs=1)
 
 
+def test_an_interval_that_is_over_before_the_first_look_still_tells_how_far_it_is(clock: FakeClock) -> None:
+    """On a slow guest, asking for the job may take longer than the interval."""
+    guest = UpgradingGuest(clock, duration=100)
+    guest.progress = ["pmstatus:bash:42.8:Unpacking bash (amd64)"]
+    options = UpgradeOptions(run="mine", interval=0)
+    upgrade(guest.port, options)
+    found = upgrade(guest.port, options)
+    assert isinstance(found, Underway)
+    assert found.progress == Progress(42, "bash", "Unpacking bash (amd64)")
+
+
 def test_an_interval_that_passes_during_a_repair_leaves_the_upgrade_to_the_next_call(clock: FakeClock) -> None:
     guest = UpgradingGuest(clock, interrupted=True, duration=40)
     options = UpgradeOptions(run="mine", interval=30)
