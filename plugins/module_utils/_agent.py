@@ -76,11 +76,13 @@ class GuestAgent:
 
     def patiently(self, attempt: Callable[[], T]) -> T:
         """Do what may be done twice, and do it again while the agent is away or forgets what it was asked to run."""
-        deadline = Deadline(self._clock, self._patience)
+        deadline: Deadline | None = None
         while True:
             try:
                 return attempt()
             except FleetError as error:
+                # From the first failure on: what was attempted may take longer than the agent is away.
+                deadline = deadline or Deadline(self._clock, self._patience)
                 if deadline.passed or not (error.transient or isinstance(error, CommandResultLost)):
                     raise
                 self._clock.wait(min(1, deadline.remaining))

@@ -11,7 +11,7 @@ import json
 import random
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
@@ -195,11 +195,11 @@ def upgrade(guest: Guest, options: UpgradeOptions) -> Upgraded | Underway:
         return still.underway
 
 
-def forget(guest: Guest, of_run: str | None = None) -> None:
-    """Remove the journal from the guest, its result being told; with ``of_run``, if it is that run's."""
-    if of_run is not None:
+def forget(guest: Guest, of_runs: Collection[str] | None = None) -> None:
+    """Remove the journal from the guest, its result being told; with ``of_runs``, if it is one of theirs."""
+    if of_runs is not None:
         found = _job.look(guest.agent)
-        if found.run != of_run or found.state is not JobState.ENDED:
+        if found.run not in of_runs or found.state is not JobState.ENDED:
             return
     _job.remove(guest.agent)
 
@@ -260,8 +260,10 @@ class _Work:
         """The first look that finds the job not running. Raises _StillRunning, and UpgradeTimeout at the deadline."""
         # Getting here may have taken all of the interval, and then this look is the only one that tells anything.
         self._take_note(look)
+        seen = Deadline(self._guest.clock, self._options.timeout)
         while look.state is JobState.RUNNING:
-            elapsed = look.elapsed or 0.0
+            # The guest's own word is not enough: one that never says how long it has been at it is not waited for.
+            elapsed = max(look.elapsed or 0.0, seen.elapsed)
             if elapsed >= self._options.timeout:
                 return self._stop(elapsed)
             if self._interval.passed:
@@ -456,7 +458,9 @@ class Told:
 @contextmanager
 def _private_state(guest: Guest) -> Iterator[str]:
     """A directory for all that a look ahead writes, which is there for as long as the context lasts."""
+    # What a controller that died has left behind is nobody's after a day.
     make = (
+        "find /var/tmp -maxdepth 1 -name 'kvm-fleet.????????' -mmin +1440 -exec rm -rf '{}' + 2>/dev/null\n"
         'directory=$(mktemp -d /var/tmp/kvm-fleet.XXXXXXXX) && chmod 755 "$directory" || exit 1\nset -- "$directory"\n'
         f'{{ {guest.manager.state_script.strip()}\n}} >&2 && echo "$directory"'
     )

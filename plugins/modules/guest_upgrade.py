@@ -316,7 +316,8 @@ def upgrade(guest: Guest, options: UpgradeOptions, recorder: Recorder) -> dict[s
     step = recorder.last(StepName.UPGRADE)
     if step and step.status is StepStatus.DONE:
         # Its controller died between noting the result and removing the journal, which would tell it once more.
-        _upgrade.forget(guest, of_run=step.run)
+        # The journal may be that of an earlier run, which was told as well.
+        _upgrade.forget(guest, of_runs=recorder.runs(StepName.UPGRADE))
     if not (step and step.status is StepStatus.OPEN and step.run == options.run):
         recorder.begin(StepName.UPGRADE, {"security_only": options.security_only, "exclude": list(options.exclude)})
     with recorder.failing(StepName.UPGRADE):

@@ -86,6 +86,7 @@ class UpgradingGuest:
         self.duration, self.interrupted, self.locked_for = duration, interrupted, locked_for
         self.partly: Mapping[str, str] = {}
         self.log = b""
+        self.tells_its_uptime = True
         self.progress: list[str] = []
         self.review: list[str] = []
         self.update = Ending()
@@ -217,7 +218,7 @@ class UpgradingGuest:
         if self._state == "none":
             return "state none\n\n"
         lines = [f"state {self._state}"]
-        if self._state == "running":
+        if self._state == "running" and self.tells_its_uptime:
             lines.append(f"uptime {self._began:.2f} {self._clock.monotonic():.2f}")
         lines.append(f"run {self._run}")
         lines += ["stopping"] * self._stopping

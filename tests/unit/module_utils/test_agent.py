@@ -198,6 +198,20 @@ def test_what_passes_by_itself_is_tried_again_until_patience_ends(clock: FakeClo
     assert 60 <= len(tries) <= 62
 
 
+def test_patience_begins_with_the_first_failure(clock: FakeClock) -> None:
+    """What takes long may fail at its very end, when the agent is away for a moment."""
+
+    def attempt() -> str:
+        tries.append(0)
+        if len(tries) > 1:
+            return "done"
+        clock.advance(80)
+        raise AgentSilent("no", remedy="")
+
+    tries: list[float] = []
+    assert GuestAgent(FakeAgent(clock), clock, patience=60).patiently(attempt) == "done"
+
+
 def raising(error: FleetError, tries: list[float]) -> None:
     tries.append(0)
     raise error

@@ -777,6 +777,15 @@ def test_the_deadline_counts_from_the_upgrades_beginning_whoever_follows_it(cloc
         upgrade(guest.port, options)
 
 
+def test_a_guest_that_never_says_how_long_it_has_been_at_it_is_not_waited_for_for_ever(clock: FakeClock) -> None:
+    guest = UpgradingGuest(clock, duration=10_000, stop=Stop(1, "ended 130"))
+    guest.tells_its_uptime = False
+    began = clock.monotonic()
+    with pytest.raises(UpgradeTimeout):
+        upgrade(guest.port, UpgradeOptions(timeout=100))
+    assert clock.monotonic() - began < 200
+
+
 def test_what_a_stopped_upgrade_has_left_is_upgraded_by_the_next_run(clock: FakeClock) -> None:
     guest = UpgradingGuest(clock, duration=10_000, stop=Stop(1, "ended 130"))
     guest.partly = {"bash": "2"}
