@@ -185,16 +185,27 @@ perform {autoremove}
 
 # What is there twice was cut off between the installation of the new one and the removal of the old one. dnf 4 fails
 # where nothing is there twice. 'dnf check' would complain about much that is no upgrade's fault.
+#
+# dnf 5 can remove duplicates since 5.4.3. Before, installing the newest again does: it replaces the others and upgrades
+# what needs those, where removing them by name would remove that. Where no repository has the newest any more, rpm
+# removes the others, unless something needs them.
 _REPAIR = f"""\
 {_WAIT}
 wait_for_locks
 trap : INT
 rpm -qa >/dev/null || rpm --rebuilddb || exit 1
 duplicates() {{ "$@" -q repoquery --duplicates; }}
+remove_duplicates() {{
+  case $("$@" remove --help) in *' --duplicates'*) "$@" -y remove --duplicates; return ;; esac
+  newest=$("$@" -q repoquery --duplicates --latest-limit=1) || return 1
+  "$@" -y reinstall --skip-unavailable $newest || return
+  older=$("$@" -q repoquery --duplicates --latest-limit=-1) || return 1
+  [ -z "$older" ] || rpm -e -- $older
+}}
 found=$(duplicates "$@") || exit 1
 [ -n "$found" ] || exit 0
 echo "installed twice: $found"
-"$@" -y remove --duplicates || exit
+remove_duplicates "$@" || exit
 found=$(duplicates "$@") || exit 1
 [ -z "$found" ] || {{ echo "still installed twice: $found"; exit 1; }}
 """
@@ -716,7 +727,8 @@ def _locked(output: str, evidence: Mapping[str, object]) -> PackageManagerLocked
 def _interrupted(evidence: Mapping[str, object]) -> PackageStateInterrupted:
     return PackageStateInterrupted(
         "an earlier package operation in the guest was interrupted",
-        remedy="Run 'dnf remove --duplicates' in the guest, then run again.",
+        remedy="Run 'dnf remove --duplicates' in the guest (before dnf 5.4.3: 'dnf reinstall' the newest of what 'dnf "
+        "repoquery --duplicates' names), then run again.",
         evidence=evidence,
     )
 

@@ -620,6 +620,66 @@ def test_a_failed_upgrade_keeps_its_code(tmp_path: Path) -> None:
     assert finished(tmp_path, log, 3, KVM_FLEET_CLEAN="yes") == (3, "")
 
 
+# --- repairing -----------------------------------------------------------------------------------
+
+# Each query names what is there twice until something was done about it.
+TWICE_INSTALLED = """\
+case $* in
+  *"remove --help") cat "$ROOT/help"; exit ;;
+  *repoquery*)
+    [ -e "$ROOT/mended" ] || case $* in
+      *latest-limit=1) echo b-0:2-1.noarch; echo c-3:2-1.x86_64 ;;
+      *latest-limit=-1) echo b-0:1-1.noarch ;;
+      *) echo b-0:1-1.noarch; echo b-0:2-1.noarch ;;
+    esac ;;
+  *) echo "dnf $*" >>"$ROOT/called"; [ "${0##*/}" = "$MENDED_BY" ] && : >"$ROOT/mended" ;;
+esac
+exit 0
+"""
+RPM_ERASES = """\
+#!/bin/sh
+case $1 in -qa) exit ;; esac
+echo "rpm $*" >>"$ROOT/called"
+[ "$MENDED_BY" != rpm ] || : >"$ROOT/mended"
+"""
+OLD_HELP = "".join(
+    line for line in recorded("dnf-5.4-remove-help").splitlines(keepends=True) if "--duplicates" not in line
+)
+REINSTALLED = "reinstall --skip-unavailable b-0:2-1.noarch c-3:2-1.x86_64"
+
+
+def repaired(program: Path, told: str, mended_by: str) -> tuple[int, list[str]]:
+    """The exit code of a repair where packages are there twice, and what it did, without dnf's usual options."""
+    root = program.parent
+    program.write_text(f"#!/bin/sh\n{TWICE_INSTALLED}")
+    (root / "rpm").write_text(RPM_ERASES)
+    (root / "rpm").chmod(0o755)
+    (root / "help").write_text(told)
+    environment = {"PATH": f"{root}:/usr/bin:/bin", "ROOT": str(root), "MENDED_BY": mended_by}
+    command = Dnf(str(program)).repair(NOW)
+    ran = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False)
+    called = (root / "called").read_text().splitlines()
+    return ran.returncode, [" ".join(word for word in line.split() if "--set" not in word) for line in called]
+
+
+@pytest.mark.parametrize("told", [recorded("dnf-5.4-remove-help"), recorded("dnf-4.14-remove-help")])
+def test_packages_that_are_there_twice_are_mended_by_dnfs_own_means(program: Path, told: str) -> None:
+    assert repaired(program, told, "dnf") == (0, ["dnf -y remove --duplicates"])
+
+
+def test_a_dnf_that_cannot_remove_duplicates_installs_the_newest_again(program: Path) -> None:
+    assert repaired(program, OLD_HELP, "dnf") == (0, [f"dnf -y {REINSTALLED}"])
+
+
+def test_what_no_repository_has_any_more_is_left_to_rpm_which_removes_nothing_else(program: Path) -> None:
+    assert repaired(program, OLD_HELP, "rpm") == (0, [f"dnf -y {REINSTALLED}", "rpm -e -- b-0:1-1.noarch"])
+
+
+@pytest.mark.parametrize("told", [OLD_HELP, recorded("dnf-4.14-remove-help")])
+def test_what_is_still_there_twice_is_a_failure(program: Path, told: str) -> None:
+    assert repaired(program, told, "nobody")[0] == 1
+
+
 # --- progress ------------------------------------------------------------------------------------
 
 
