@@ -257,7 +257,9 @@ class Dnf:
         return _FINISH.replace("{dnf}", shlex.join((self.program, *_STRICT))) + REPLACE_CONFFILES
 
     def refresh(self, shell: Shell, state: str) -> None:
-        command = (*self._dnf(state), "makecache", "--refresh")
+        # A repository whose lists are signed has its key in the cache, into which it is taken from where the guest's
+        # configuration says; without -y that would be asked, and a cache that is new or was emptied has none.
+        command = (*self._dnf(state), "-y", "makecache", "--refresh")
         # What only looks ahead meets no lock, its state being its own.
         outcome = shell.run(command) if state else shell.script(_REFRESH, *command)
         if outcome.exit_code != 0:

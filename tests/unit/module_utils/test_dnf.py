@@ -451,6 +451,13 @@ def test_a_refresh_insists_on_each_repository(clock: FakeClock, state: str) -> N
     assert (command[0] == "yum") is bool(state)
 
 
+@pytest.mark.parametrize("state", ["", "/var/tmp/x"])
+def test_a_refresh_takes_a_repositorys_key_from_where_it_is_configured(clock: FakeClock, state: str) -> None:
+    fake = FakeDnf({("makecache",): Ending()})
+    Dnf().refresh(Shell(GuestAgent(FakeAgent(clock, fake), clock), {}), state)
+    assert "-y" in fake.commands[0]
+
+
 def test_a_refresh_that_fails_is_explained(clock: FakeClock) -> None:
     gone = Ending(1, stderr=recorded("dnf-4.14-repository-gone").encode())
     shell = Shell(GuestAgent(FakeAgent(clock, lambda _call: gone), clock), {})
