@@ -47,6 +47,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._packages import (
     named_once,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._rpm import (
+    CERTIFICATE,
     PREPARE,
     RECORDS,
     REPLACE_CONFFILES,
@@ -668,7 +669,9 @@ _CAUSES = (
     Cause(
         re.compile(
             r"GPG check FAILED|GPG signature|GPG keys|Public key for \S+ is not installed|OpenPGP check for package"
-            r"|Signature verification failed|is not signed|[Cc]ertificate|checksum doesn't match|incorrect checksum"
+            r"|Signature verification failed|is not signed|checksum doesn't match|incorrect checksum"
+            rf"|^(?!\[MIRROR\]).*(?:{CERTIFICATE})",
+            re.MULTILINE,
         ),
         RepositoryUntrusted,
         _failures.UNTRUSTED,

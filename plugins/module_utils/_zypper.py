@@ -39,8 +39,14 @@ from ansible_collections.kvm.fleet.plugins.module_utils._packages import (
     Prediction,
     Room,
 )
+from ansible_collections.kvm.fleet.plugins.module_utils._rpm import (
+    CERTIFICATE,
+    RECORDS,
+    REPLACE_CONFFILES,
+    RPM_LOCKS,
+    parse_records,
+)
 from ansible_collections.kvm.fleet.plugins.module_utils._rpm import PREPARE as RPM_PREPARE
-from ansible_collections.kvm.fleet.plugins.module_utils._rpm import RECORDS, REPLACE_CONFFILES, RPM_LOCKS, parse_records
 
 _NO_SOLUTION, _REBOOT_NEEDED, _RESTART_NEEDED, _NOT_FOUND, _INTERRUPTED = 4, 102, 103, 104, 105
 _REPOSITORY_SKIPPED, _SCRIPT_FAILED = 106, 107
@@ -448,7 +454,8 @@ _LICENCE = re.compile(r"In order to install '([^'\n]+)'")
 _CONFLICT = re.compile(r"^\s*(?:Problem: |Detected \d+ file conflict).*", re.MULTILINE)
 _UNTRUSTED = re.compile(
     r"Signature verification failed|is unsigned|is not signed|not trusted|[Uu]nknown (?:GnuPG |GPG )?key"
-    r"|[Kk]ey .*expired|certificate|Digest verification failed|corrupted during transfer|integrity check failed"
+    r"|[Kk]ey .*expired|Digest verification failed|corrupted during transfer|integrity check failed"
+    rf"|{CERTIFICATE}"
 )
 _UNREACHABLE = re.compile(
     r"Valid metadata not found|Problem retrieving|is not a directory|Connection failed"

@@ -767,6 +767,12 @@ PRE_FAILED = "at lab-library: %prein(lab-library-1.1-1.noarch) scriptlet failed,
         ("dnf-5.4-upgrade-bad-checksum", RepositoryUntrusted, "Failed to download packages"),
         ("dnf-4.14-upgrade-unsigned", RepositoryUntrusted, "Error: GPG check FAILED"),
         ("dnf-5.4-upgrade-unsigned", RepositoryUntrusted, "Transaction failed: Signature verification failed."),
+        (
+            "dnf-4.14-repository-untrusted-certificate",
+            RepositoryUntrusted,
+            "Failed to download metadata for repo 'lab'",
+        ),
+        ("dnf-5.4-repository-untrusted-certificate", RepositoryUntrusted, 'for repository "lab": Usable URL not found'),
     ],
 )
 @pytest.mark.parametrize("action", ["refresh", "upgrade"])
@@ -843,9 +849,20 @@ def test_the_packages_whose_scripts_failed_are_evidence(recording: str) -> None:
     assert explain(Failure("upgrade", 1, recorded(recording))).evidence["packages"] == ["lab-library"]
 
 
-def test_a_mirror_that_failed_is_not_what_failed_in_the_end() -> None:
-    output = "[MIRROR] a.rpm: Curl error (28): Timeout was reached\nError: Could not run transaction.\n"
+@pytest.mark.parametrize(
+    "met",
+    ["(28): Timeout was reached", "(60): SSL peer certificate or SSH remote key was not OK for https://a/a.rpm"],
+)
+def test_a_mirror_that_failed_is_not_what_failed_in_the_end(met: str) -> None:
+    output = f"[MIRROR] a.rpm: Curl error {met}\nError: Could not run transaction.\n"
     assert isinstance(explain(Failure("upgrade", 1, output)), UpgradeFailed)
+
+
+@pytest.mark.parametrize(
+    "recording", ["dnf-4.14-upgrade-ca-certificates-conflict", "dnf-5.4-upgrade-ca-certificates-conflict"]
+)
+def test_a_package_that_is_called_after_certificates_is_none(recording: str) -> None:
+    assert explain(Failure("upgrade", 1, recorded(recording))).__class__ is UpgradeFailed
 
 
 def test_a_script_that_met_rpms_lock_has_failed_itself() -> None:

@@ -370,6 +370,23 @@ FAILURES: list[tuple[str, Failure, type[FleetError], str]] = [
         ),
     ),
     (
+        "certificate",
+        Failure("refresh", 4, recorded("repository-untrusted-certificate-xml")),
+        RepositoryUntrusted,
+        (
+            "the guest does not trust one of its repositories: Repository 'lab' is invalid. "
+            "[lab|https://127.0.0.1:8443/] Valid metadata not found at specified URL"
+        ),
+    ),
+    (
+        "a package called after certificates",
+        Failure("upgrade", 8, recorded("upgrade-ca-certificates-terminated")),
+        UpgradeFailed,
+        (
+            "zypper upgrade failed in the guest: (1/2) Installing: ca-certificates-2024.2-1.noarch [....done]"
+        ),
+    ),
+    (
         "package unsigned",
         Failure("upgrade", 8, recorded("upgrade-unsigned")),
         RepositoryUntrusted,
