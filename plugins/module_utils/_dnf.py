@@ -243,7 +243,7 @@ exit 0
 
 @dataclass(frozen=True)
 class Dnf:
-    """Fedora's and RHEL's package manager. ``program`` is what the guest calls it: dnf, dnf5 or yum."""
+    """Fedora's and RHEL's package manager. ``program`` is what the guest calls it: dnf or dnf5."""
 
     program: str = "dnf"
     name: str = "dnf"
