@@ -92,7 +92,7 @@ class UpgradingGuest:
         self.update = Ending()
         self.made = Ending(stdout=f"{PRIVATE}\n".encode())
         self.held: bytes | None = b""
-        self.free = b"free 10000000 /\nfree 10000000 /\nfree 10000000 /\nkernel 0\n"
+        self.free = b"free 10000000 /dev/vda1 /\nfree 10000000 /dev/vda1 /\nfree 10000000 /dev/vda1 /\nkernel 0\n"
         self.before_lines = records(OLD) if left != "none" else []
         self._clock = clock
         self._endings = list(endings or ["ended 0"])

@@ -311,7 +311,7 @@ def test_where_no_update_is_a_security_update_nothing_is_predicted(clock: FakeCl
 
 def test_an_upgrade_without_room_is_refused_before_anything_has_changed(clock: FakeClock) -> None:
     guest = UpgradingGuest(clock)
-    guest.free = b"free 100 /\nfree 100 /\nfree 100 /\nkernel 0\n"
+    guest.free = b"free 100 /dev/vda1 /\nfree 100 /dev/vda1 /\nfree 100 /dev/vda1 /\nkernel 0\n"
     with pytest.raises(DiskFull) as raised:
         upgrade(guest.port, UpgradeOptions())
     assert raised.value.evidence["mount"] == "/"
