@@ -176,7 +176,11 @@ class GuestAgent:
             if status.exited:
                 return Finished(status.exit_code, status.signal, status.stdout, status.stderr, deadline.elapsed)
         if silence:
-            raise silence
+            raise CommandResultLost(
+                f"the command was started as process {pid}, and since then the guest agent has fallen silent",
+                remedy="Look in the guest at what the command did before it is run again.",
+                evidence={"pid": pid, "agent": silence.message},
+            )
         raise CommandTimeout(
             f"the command has not ended after {timeout:g} s",
             remedy="Give it more time, or find out in the guest what it waits for.",

@@ -320,7 +320,8 @@ class _Cycle:
             if self._look() not in ACTIVE_STATES:  # libvirt was restarted before it had started the domain
                 self._try_to_start()
         except LibvirtFailed as error:
-            raise self._not_started(error) from error
+            if self._look() not in ACTIVE_STATES:  # or somebody else has started it meanwhile
+                raise self._not_started(error) from error
         self._look()
         self._started()
 

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _job, _locks, _managers, _reboot, _room
+from ansible_collections.kvm.fleet.plugins.module_utils import _apt, _job, _locks, _managers, _reboot, _room
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._apt import Apt
 from ansible_collections.kvm.fleet.plugins.module_utils._job import Job, JobLook
@@ -150,6 +150,7 @@ class UpgradingGuest:
             _managers._LOOK: "id debian\nlike \nhas apt-get\nhas dpkg-query\nenforcing \ncontext unconfined\n",
             _reboot._LOOK: "",
             _room._LOOK: self.free.decode(),
+            _apt._PACKAGES: "interrupted\n" if self.interrupted else "",
             Apt().records: "".join(f"{line}\n" for line in records(self.packages)),
         }
         return Ending(stdout=answers[text].encode())
@@ -164,8 +165,6 @@ class UpgradingGuest:
         return self.update
 
     def _simulate(self, words: list[str]) -> Ending:
-        if self.interrupted:
-            return Ending(100, stderr=b"E: dpkg was interrupted, you must manually run 'dpkg --configure -a'\n")
         lines = [line for line in self._simulated if self._would_change(line.split()[1], words)]
         return Ending(stdout="".join(f"{line}\n" for line in lines).encode())
 

@@ -90,12 +90,22 @@ def needing(download: int = 0, unpacked: int = 0, *names: str) -> Prediction:
         (FreeSpace(at("/", RESERVE_KIB + 301), at("/", RESERVE_KIB + 299), at("/", 0), 0), needing(100, 200), "/"),
         # Subvolumes of one btrfs share its room; what is no device may be many.
         (
-            FreeSpace(*(at(mount, RESERVE_KIB + 299, "/dev/a") for mount in ("/var", "/", "/boot")), 0),
+            FreeSpace(
+                at("/var", RESERVE_KIB + 299, "/dev/a"),
+                at("/", RESERVE_KIB + 299, "/dev/a"),
+                at("/boot", RESERVE_KIB + 299, "/dev/a"),
+                0,
+            ),
             needing(100, 200),
             "/var",
         ),
         (
-            FreeSpace(*(at(mount, RESERVE_KIB + 299, "tmpfs") for mount in ("/var", "/", "/boot")), 0),
+            FreeSpace(
+                at("/var", RESERVE_KIB + 299, "tmpfs"),
+                at("/", RESERVE_KIB + 299, "tmpfs"),
+                at("/boot", RESERVE_KIB + 299, "tmpfs"),
+                0,
+            ),
             needing(100, 200),
             None,
         ),
