@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import libvirt
 
-from lab.errors import AgentFailed
+from lab.errors import LabError
 from lab.places import console_path
 
 if TYPE_CHECKING:
@@ -45,15 +45,15 @@ def keep(guest: Guest, directory: Path) -> None:
 def _xml(guest: Guest) -> str:
     try:
         return guest.domain.XMLDesc()
-    except libvirt.libvirtError as error:
+    except (libvirt.libvirtError, LabError) as error:
         return f"<!-- {error} -->\n"
 
 
 def _journal(guest: Guest) -> str:
-    if not guest.answers():
-        return "The guest's agent does not answer.\n"
     try:
+        if not guest.answers():
+            return "The guest's agent does not answer.\n"
         command = ("/bin/journalctl", "--no-pager", "--lines", JOURNAL_LINES)
         return guest.run(*command, deadline_s=JOURNAL_WITHIN_S).stdout
-    except AgentFailed as error:
+    except (libvirt.libvirtError, LabError) as error:
         return f"{error}\n"

@@ -10,7 +10,7 @@ import itertools
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypedDict
 
-from lab import daemons, emulator, evidence, leftovers
+from lab import daemons, emulator, evidence, guests, leftovers
 from lab.bed import bed, changing_the_lab
 from lab.domain_xml import GuestSpec
 from lab.errors import LeftOver
@@ -113,7 +113,7 @@ def session(*, allow_foreign_guests: bool, failures: Path) -> Iterator[Session]:
             opened = Session(ready, this_process(), failures)
             yield opened
             left = opened.left_overs()
-            unused = not ready.guests()
+            unused = not ready.guests() and not guests.foreign_names(ready.connection)
         with changing_the_lab():
             if last() and unused:
                 emulator.remove_all()

@@ -76,11 +76,13 @@ class GuestAgent:
 
     def patiently(self, attempt: Callable[[], T]) -> T:
         """Do what may be done twice, and do it again while the agent is away or forgets what it was asked to run."""
-        deadline = Deadline(self._clock, self._patience)
+        deadline: Deadline | None = None
         while True:
             try:
                 return attempt()
             except FleetError as error:
+                # From the first failure on: what was attempted may take longer than the agent is away.
+                deadline = deadline or Deadline(self._clock, self._patience)
                 if deadline.passed or not (error.transient or isinstance(error, CommandResultLost)):
                     raise
                 self._clock.wait(min(1, deadline.remaining))
@@ -174,7 +176,11 @@ class GuestAgent:
             if status.exited:
                 return Finished(status.exit_code, status.signal, status.stdout, status.stderr, deadline.elapsed)
         if silence:
-            raise silence
+            raise CommandResultLost(
+                f"the command was started as process {pid}, and since then the guest agent has fallen silent",
+                remedy="Look in the guest at what the command did before it is run again.",
+                evidence={"pid": pid, "agent": silence.message},
+            )
         raise CommandTimeout(
             f"the command has not ended after {timeout:g} s",
             remedy="Give it more time, or find out in the guest what it waits for.",

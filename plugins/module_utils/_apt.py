@@ -47,6 +47,7 @@ _ENVIRONMENT = {
     # needrestart's hook would restart services, the guest agent among them, in the middle of the upgrade.
     "NEEDRESTART_SUSPEND": "1",
     "APT_LISTCHANGES_FRONTEND": "none",
+    "APT_LISTBUGS_FRONTEND": "none",
 }
 
 # apt downloads as the user _apt, who has to get into the directory. The hooks of 'update' would write elsewhere.
@@ -74,11 +75,34 @@ fi
 if [ "$code" -eq 0 ] && [ "$KVM_FLEET_CLEAN" = yes ]; then apt-get clean || code=$?; fi
 """
 
-# $1: seconds to wait for dpkg's lock; $2: dpkg's options.
+# $1: seconds to wait for dpkg's lock; $2: dpkg's options. dpkg itself does not wait, and what it says of the lock is
+# told only if that was not got in time.
 _REPAIR = """\
-dpkg $2 --configure -a &&
+end=$(($(date +%s) + $1))
+errors=$(mktemp) || exit 1
+until dpkg $2 --configure -a 2>"$errors"; do
+  code=$?
+  if ! grep -q 'locked by another process' "$errors" || [ "$(date +%s)" -ge "$end" ]; then
+    cat "$errors" >&2
+    rm -f "$errors"
+    exit "$code"
+  fi
+  sleep 5
+done
+cat "$errors" >&2
+rm -f "$errors"
 exec apt-get -y -o "DPkg::Lock::Timeout=$1" $(printf ' -o Dpkg::Options::=%s' $2) -f install
 """
+
+# What a package operation that was cut off leaves, whoever's it was: apt-get would go on beside it as long as it only
+# simulates. 'dpkg --audit' names as well what has nothing to do with that. Names of packages come last.
+_PACKAGES = """\
+dpkg-query -W -f='package ${db:Status-Want} ${db:Status-Status} ${Package}\\n' || exit
+for file in "${DPKG_ADMINDIR:-/var/lib/dpkg}"/updates/[0-9]*; do
+  [ ! -e "$file" ] || { echo interrupted; break; }
+done
+"""
+_HALF_DONE = ("unpacked", "half-configured", "triggers-awaited", "triggers-pending")
 
 
 @dataclass(frozen=True)
@@ -102,13 +126,12 @@ class Apt:
         # apt-get exits 0 when a repository could not be reached, unless told to mind.
         arguments = ("apt-get", *private_state(state), "-o", "APT::Update::Error-Mode=any", "update")
         outcome = shell.run(arguments)
-        if outcome.exit_code != 0:
+        # Releases before 2.1.16 do not know that option.
+        if outcome.exit_code != 0 or _NOT_FETCHED.search(outcome.stdout + outcome.stderr):
             raise explain(Failure("refresh", outcome.exit_code, outcome.stdout + outcome.stderr))
 
     def simulate(self, shell: Shell, options: UpgradeOptions, state: str) -> Prediction:
-        # Not 'apt-mark showhold', which writes to apt's cache.
-        wants = shell.run(("dpkg-query", "-W", "-f=${db:Status-Want} ${Package}\n")).stdout.splitlines()
-        held = frozenset(line.partition(" ")[2] for line in wants if line.startswith("hold "))
+        held = self._held(shell)
         found = self._simulate(shell, full_upgrade(options), state)
         kept: list[KeptBack] = []
         pins: tuple[str, ...] = ()
@@ -126,6 +149,7 @@ class Apt:
                 evidence={"excluded": list(options.exclude)},
             )
         kept += found.kept_back
+        found = self._with_security(shell, found, state)
         if options.security_only:
             kept += [KeptBack(one.name, KeptReason.SECURITY_UNKNOWN) for one in found.changes if one.security is None]
             found = self._security_updates(shell, found, options, pins, state)
@@ -139,7 +163,38 @@ class Apt:
     ) -> Prediction:
         if not found.security:
             return Prediction()
-        return self._simulate(shell, (*selected_upgrade(found.security, options), *pins), state)
+        security = {change.name: change.security for change in found.changes}
+        selected = self._simulate(shell, (*selected_upgrade(found.security, options), *pins), state)
+        changes = (replace(one, security=security.get(one.name, one.security)) for one in selected.changes)
+        return replace(selected, changes=tuple(changes))
+
+    def _held(self, shell: Shell) -> frozenset[str]:
+        """The packages on hold. Raises PackageStateInterrupted where an operation was cut off, whoever's it was.
+
+        Not by 'apt-mark showhold', which writes to apt's cache.
+        """
+        lines = [line.split() for line in shell.script(_PACKAGES).stdout.splitlines()]
+        half_done = sorted({words[3] for words in lines if len(words) == 4 and words[2] in _HALF_DONE})
+        if half_done or ["interrupted"] in lines:
+            raise _interrupted({"packages": half_done})
+        return frozenset(words[3] for words in lines if len(words) == 4 and words[1] == "hold")
+
+    def _with_security(self, shell: Shell, found: Prediction, state: str) -> Prediction:
+        """The same, with updates as security updates that bring one along from an archive below their own.
+
+        What apt tells of a version is only where that very version comes from. One that superseded a security update
+        comes from another archive.
+        """
+        unsure = [_qualified(change) for change in found.changes if change.old and change.new and not change.security]
+        if not unsure:
+            return found
+        policy = ("apt-cache", *private_state(state), "policy")
+        names = security_below(shell.run(policy).stdout, shell.run((*policy, *unsure)).stdout)
+        changes = (
+            replace(one, security=True) if names & {one.name, f"{one.name}:{one.arch}"} else one
+            for one in found.changes
+        )
+        return replace(found, changes=tuple(changes))
 
     def _simulate(self, shell: Shell, arguments: Sequence[str], state: str) -> Prediction:
         outcome = shell.run(("apt-get", "--simulate", *private_state(state), *arguments))
@@ -155,10 +210,12 @@ class Apt:
         return parse_room(offered, present)
 
     def command(self, prediction: Prediction, options: UpgradeOptions) -> tuple[str, ...]:
-        return ("apt-get", *unattended(options), *prediction.arguments)
+        # Configuration files that packages keep by ucf, such as those of sshd and grub, do not mind dpkg's policy.
+        ucf = "UCF_FORCE_CONFFNEW=1" if options.conffiles == "replace" else "UCF_FORCE_CONFFOLD=1"
+        return ("env", ucf, "apt-get", *unattended(options), *prediction.arguments)
 
     def repair(self, options: UpgradeOptions) -> tuple[str, ...]:
-        return ("/bin/sh", "-c", _REPAIR, "sh", f"{options.lock_timeout:g}", " ".join(_conffile_policy(options)))
+        return ("/bin/sh", "-c", _REPAIR, "sh", f"{options.lock_timeout:.0f}", " ".join(_conffile_policy(options)))
 
     def parse_records(self, lines: Iterable[str]) -> Installed:
         """A package whose files are there counts, even while it waits to be configured or for a trigger; one that is
@@ -263,7 +320,7 @@ def parse_simulation(output: str) -> Prediction:
     reason = None
     for line in output.splitlines():
         if reason and line.startswith("  "):
-            kept_back += [KeptBack(name, reason) for name in line.split()]
+            kept_back += [KeptBack(_bare(name), reason) for name in line.split()]
             continue
         reason = _KEPT_BACK.get(line)
         install, remove = _INSTALL.match(line), _REMOVE.match(line)
@@ -292,6 +349,29 @@ def is_security(origins: str) -> bool | None:
     if "Debian-Security" in labels or any(archive.endswith("-security") for archive in archives):
         return True
     return False if any(label in ("Debian", "Debian Backports", "Ubuntu") for label in labels) else None
+
+
+_ARCHIVE = re.compile(r" *-?\d+ (\S.*)\n +release (\S.*)")
+_VERSIONS = re.compile(r"^(\S+):\n(?:  .*\n)*?  Version table:\n((?: .*\n)*)", re.MULTILINE)
+
+
+def security_below(archives: str, versions: str) -> frozenset[str]:
+    """The packages that have a version above the installed one in a security archive.
+
+    From ``apt-cache policy``, which describes the archives, and the same of packages, which lists the versions of each,
+    highest first, with the archives that have them.
+    """
+    security = set()
+    for archive, release in _ARCHIVE.findall(archives):
+        told = dict(part.split("=", 1) for part in release.split(",") if "=" in part)
+        if is_security(f"{told.get('l', '')}:{told.get('v', '')}/{told.get('a', '')}"):
+            security.add(archive.strip())
+    found = set()
+    for name, table in _VERSIONS.findall(f"{versions}\n"):
+        above = f"\n{table}".partition("\n *** ")[0]
+        if any(line.strip().partition(" ")[2] in security for line in above.splitlines()):
+            found.add(name)
+    return frozenset(found)
 
 
 _FIELD = re.compile(r"^(Size|Installed-Size): (\d+)$", re.MULTILINE)
@@ -334,10 +414,15 @@ def parse_progress(status: Sequence[str]) -> Progress:
 
 # Only an error tells that the lock was not got: a line without 'E:' says that apt waited for it, maybe with success.
 _LOCKED = re.compile(
-    r"^E: (?:Could not get lock|Unable to acquire the dpkg frontend lock|Unable to lock)", re.MULTILINE
+    r"^E: (?:Could not get lock|Unable to acquire the dpkg frontend lock|Unable to lock)"
+    r"|^dpkg: error: .*lock (?:is|was) locked by another process",
+    re.MULTILINE,
 )
 _HOLDER = re.compile(
     r"Could not get lock (\S+?)\.?(?: It is held by process (\d+) \(([^)]*)\))?(?:\.\.\.| - .*)?$", re.MULTILINE
+)
+_DPKGS_HOLDER = re.compile(
+    r"^dpkg: error: .*\block (?:is|was) locked by another process(?: with pid (\d+))?", re.MULTILINE
 )
 _BROKEN_PACKAGE = re.compile(r"dpkg: error processing (?:package|archive) (\S+)")
 _SCRIPT_FAILED = re.compile(r"^.*(?:pre|post)-(?:installation|removal) script subprocess.*$", re.MULTILINE)
@@ -345,12 +430,18 @@ _DISK_FULL = re.compile(r"No space left on device|You don't have enough free spa
 _CONFLICT = re.compile(r"unmet dependencies|held broken packages|Unable to correct problems|pkgProblemResolver")
 _UNTRUSTED = re.compile(
     r"NO_PUBKEY|EXPKEYSIG|KEYEXPIRED|REVKEYSIG|BADSIG|signatures? (?:were|was) invalid|signatures couldn't be verified"
-    r"|is not signed|is not valid yet|is expired|certificate|unauthenticated packages"
+    r"|is not signed|is not valid yet|is expired|unauthenticated packages"
+    r"|[Cc]ertificate (?:verification|is |chain |issuer |has )"  # not what a package with certificates says
+    r"|signature verification failed|Missing key|sqv returned"  # apt 3
 )
 _UNREACHABLE = re.compile(
     r"Could not resolve|Temporary failure resolving|Could not connect|Connection (?:failed|refused|timed out)"
     r"|Unable to connect|Failed to fetch|Some index files failed to download|(?:no longer|not) have a Release file"
     r"|Hash Sum mismatch"  # a mirror that is just being renewed
+)
+
+_NOT_FETCHED = re.compile(
+    r"^(?:Err:|W: (?:Failed to fetch|Some index files failed|An error occurred during the signature))", re.MULTILINE
 )
 
 
@@ -359,14 +450,11 @@ def explain(failure: Failure) -> FleetError:
     output = failure.output
     evidence: dict[str, object] = {"exit_code": failure.exit_code, "output": list(last_lines(output))}
     if _LOCKED.search(output):
-        path, pid, program = ([*_HOLDER.findall(output), ("the package manager", "", "")])[0]
+        dpkgs = [("/var/lib/dpkg/lock-frontend", pid, "") for pid in _DPKGS_HOLDER.findall(output)]
+        path, pid, program = ([*_HOLDER.findall(output), *dpkgs, ("the package manager", "", "")])[0]
         return _failures.locked_by(path, pid, program, evidence)
     if "dpkg was interrupted" in output:
-        return PackageStateInterrupted(
-            "an earlier package operation in the guest was interrupted",
-            remedy="Run 'dpkg --configure -a' in the guest, then run again.",
-            evidence=evidence,
-        )
+        return _interrupted(evidence)
     first = _first_error(output)
     full = next((line.strip() for line in output.splitlines() if _DISK_FULL.search(line)), "")
     if full:
@@ -374,6 +462,14 @@ def explain(failure: Failure) -> FleetError:
     if failure.action == "refresh":
         return _explain_refresh(output, first, evidence)
     return _explain_upgrade(output, first, evidence)
+
+
+def _interrupted(evidence: Mapping[str, object]) -> PackageStateInterrupted:
+    return PackageStateInterrupted(
+        "an earlier package operation in the guest was interrupted",
+        remedy="Run 'dpkg --configure -a' in the guest, then run again.",
+        evidence=evidence,
+    )
 
 
 def _explain_upgrade(output: str, first: str, evidence: Mapping[str, object]) -> FleetError:
@@ -418,4 +514,6 @@ def _package_of(named: str) -> str:
 
 
 def _first_error(output: str) -> str:
-    return _failures.first_of([line for line in output.splitlines() if line.startswith("E: ")], output)
+    lines = output.splitlines()
+    errors = [line for line in lines if line.startswith("E: ")]
+    return _failures.first_of(errors or [line for line in lines if _NOT_FETCHED.match(line)], output)

@@ -47,6 +47,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._packages import (
     named_once,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._rpm import (
+    CERTIFICATE,
     PREPARE,
     RECORDS,
     REPLACE_CONFFILES,
@@ -185,16 +186,27 @@ perform {autoremove}
 
 # What is there twice was cut off between the installation of the new one and the removal of the old one. dnf 4 fails
 # where nothing is there twice. 'dnf check' would complain about much that is no upgrade's fault.
+#
+# dnf 5 can remove duplicates since 5.4.3. Before, installing the newest again does: it replaces the others and upgrades
+# what needs those, where removing them by name would remove that. Where no repository has the newest any more, rpm
+# removes the others, unless something needs them.
 _REPAIR = f"""\
 {_WAIT}
 wait_for_locks
 trap : INT
 rpm -qa >/dev/null || rpm --rebuilddb || exit 1
 duplicates() {{ "$@" -q repoquery --duplicates; }}
+remove_duplicates() {{
+  case $("$@" remove --help) in *' --duplicates'*) "$@" -y remove --duplicates; return ;; esac
+  newest=$("$@" -q repoquery --duplicates --latest-limit=1) || return 1
+  "$@" -y reinstall --skip-unavailable $newest || return
+  older=$("$@" -q repoquery --duplicates --latest-limit=-1) || return 1
+  [ -z "$older" ] || rpm -e -- $older
+}}
 found=$(duplicates "$@") || exit 1
 [ -n "$found" ] || exit 0
 echo "installed twice: $found"
-"$@" -y remove --duplicates || exit
+remove_duplicates "$@" || exit
 found=$(duplicates "$@") || exit 1
 [ -z "$found" ] || {{ echo "still installed twice: $found"; exit 1; }}
 """
@@ -231,7 +243,7 @@ exit 0
 
 @dataclass(frozen=True)
 class Dnf:
-    """Fedora's and RHEL's package manager. ``program`` is what the guest calls it: dnf, dnf5 or yum."""
+    """Fedora's and RHEL's package manager. ``program`` is what the guest calls it: dnf or dnf5."""
 
     program: str = "dnf"
     name: str = "dnf"
@@ -246,7 +258,9 @@ class Dnf:
         return _FINISH.replace("{dnf}", shlex.join((self.program, *_STRICT))) + REPLACE_CONFFILES
 
     def refresh(self, shell: Shell, state: str) -> None:
-        command = (*self._dnf(state), "makecache", "--refresh")
+        # A repository whose lists are signed has its key in the cache, into which it is taken from where the guest's
+        # configuration says; without -y that would be asked, and a cache that is new or was emptied has none.
+        command = (*self._dnf(state), "-y", "makecache", "--refresh")
         # What only looks ahead meets no lock, its state being its own.
         outcome = shell.run(command) if state else shell.script(_REFRESH, *command)
         if outcome.exit_code != 0:
@@ -655,7 +669,9 @@ _CAUSES = (
     Cause(
         re.compile(
             r"GPG check FAILED|GPG signature|GPG keys|Public key for \S+ is not installed|OpenPGP check for package"
-            r"|Signature verification failed|is not signed|[Cc]ertificate|checksum doesn't match|incorrect checksum"
+            r"|Signature verification failed|is not signed|checksum doesn't match|incorrect checksum"
+            rf"|^(?!\[MIRROR\]).*(?:{CERTIFICATE})",
+            re.MULTILINE,
         ),
         RepositoryUntrusted,
         _failures.UNTRUSTED,
@@ -716,7 +732,8 @@ def _locked(output: str, evidence: Mapping[str, object]) -> PackageManagerLocked
 def _interrupted(evidence: Mapping[str, object]) -> PackageStateInterrupted:
     return PackageStateInterrupted(
         "an earlier package operation in the guest was interrupted",
-        remedy="Run 'dnf remove --duplicates' in the guest, then run again.",
+        remedy="Run 'dnf remove --duplicates' in the guest (before dnf 5.4.3: 'dnf reinstall' the newest of what 'dnf "
+        "repoquery --duplicates' names), then run again.",
         evidence=evidence,
     )
 

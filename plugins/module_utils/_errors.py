@@ -276,7 +276,7 @@ class UpgradeFailed(FleetError):
 
 
 class UpgradeTimeout(FleetError):
-    """The upgrade has not ended within its deadline; it still runs in the guest."""
+    """The upgrade has not ended within its deadline. It was stopped; the message says if it could not be."""
 
     error_code = "upgrade_timeout"
 

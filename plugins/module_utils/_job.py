@@ -21,6 +21,7 @@ left. Its files, of which each is whole or not there, however the guest went dow
     pid         the command's pid and the time it began, in the kernel's ticks; only while the command runs
     stop        is there once somebody asked the job to stop
     exit        its exit code, and the last thing it writes
+    asked       which request it was that has started it, so that one whose answer got lost starts nothing twice
     starting    is locked while somebody starts or removes a job, and shared while somebody looks
 
 Other files are those of ``prepare``. They stay from a job that nobody has finished with.
@@ -30,6 +31,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import uuid
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
@@ -196,13 +198,13 @@ at_work() {
 }
 """
 
-# $3: the run's id, $4: systemd's directory. The job's script comes on standard input.
+# $3: the run's id, $4: systemd's directory, $5: the request's own name. The job's script comes on standard input.
 #
 # Nobody else starts, removes or looks until this has ended, with the job's wrapper holding its lock. Where that is a
 # unit, it takes the lock itself; else it inherits it, so that there is no moment without one even if this is killed.
 _START = f"""\
 {_COMMON}
-run=$3 systemd=$4
+run=$3 systemd=$4 asked=$5
 command -v flock >/dev/null || exit {_NO_FLOCK}
 
 # Tells what is left of the file system: KiB, inodes, and how many inodes it has in all.
@@ -226,6 +228,7 @@ while :; do
   mkdir -p "$journal" || cannot_write
   enter -x && break
 done
+[ "$(cat asked 2>/dev/null)" != "$asked" ] || exit 0
 at_work && running_already
 # The last job's unit may need a moment more than the job itself.
 tries=0
@@ -240,7 +243,7 @@ head -c 1048576 /dev/zero >room || cannot_write
 echo '      ' >exit.new && echo "$run" >run.new && cat >job.new || cannot_write
 cat /proc/sys/kernel/random/boot_id >boot.new && true >>lock || cannot_write
 sync exit.new run.new job.new boot.new || cannot_write
-rm -f room exit stop pid log progress started
+rm -f room exit stop pid log progress started asked
 mv -f boot.new boot && mv -f run.new run && mv -f job.new job && sync . || cannot_write
 
 if [ -d "$systemd" ]; then
@@ -261,6 +264,7 @@ else
     setsid "$@" 8>&- </dev/null >/dev/null 2>&1 &
   fi
 fi
+echo "$asked" >asked
 tries=0
 while [ ! -e started ] && [ "$tries" -lt 100 ]; do
   tries=$((tries + 1))
@@ -392,10 +396,10 @@ def start(agent: GuestAgent, job: Job) -> None:
     space; GuestUnsupported without flock, or where nothing could be started; InvalidRequest.
     """
     script = job_script(job)
-    argv = ("/bin/sh", "-c", _START, "sh", JOURNAL, UNIT, job.run, _SYSTEMD)
+    argv = ("/bin/sh", "-c", _START, "sh", JOURNAL, UNIT, job.run, _SYSTEMD, uuid.uuid4().hex)
     command = Command(argv, stdin=script.encode("utf-8"), timeout=STEP_TIMEOUT)
     outcome = agent.patiently(lambda: run_command(agent, command))
-    # A start whose answer got lost on its way is asked for again.
+    # A start whose answer got lost on its way is asked for again. It may have been cut off before it was noted.
     ours = outcome.exit_code == _ALREADY_RUNNING and outcome.stdout.strip() == job.run
     if outcome.exit_code != 0 and not ours:
         raise _not_started(outcome)

@@ -54,14 +54,22 @@ class Taken:
         return self.before.lease if self.before and self.is_news else None
 
 
-def take(hypervisor: Hypervisor, domain: Domain, claim: Claim, baseline: Callable[[], Facts], *, check: bool) -> Taken:
-    """Take the lease of a guest, or renew it. Raises GuestLeased."""
+def take(
+    hypervisor: Hypervisor,
+    domain: Domain,
+    claim: Claim,
+    baseline: Callable[[], Facts],
+    more: Facts | None = None,
+    *,
+    check: bool,
+) -> Taken:
+    """Take the lease of a guest, or renew it. ``more`` is kept with the baseline. Raises GuestLeased."""
     claim.check()
     store = Store(records_directory(hypervisor.uri))
     patience = TAKE_OVER_PATIENCE if claim.take_over else LOCK_PATIENCE
     with _alone(hypervisor, domain, store, check=check, patience=patience):
         before = store.read(domain.uuid)
-        record = _record.take(before, claim, baseline, moment(hypervisor.clock))
+        record = _record.keep(_record.take(before, claim, baseline, moment(hypervisor.clock)), more or {})
         if not check:
             store.write(record)
     return Taken(record, before)
@@ -106,6 +114,10 @@ class Recorder:
     def last(self, name: StepName) -> Step | None:
         """The latest step of this name that is on record, be it an earlier run's."""
         return self.record.last(name) if self.record else None
+
+    def runs(self, name: StepName) -> frozenset[str]:
+        """The runs that have begun a step of this name."""
+        return frozenset(step.run for step in self.record.steps if step.name is name) if self.record else frozenset()
 
     def begin(self, name: StepName, intent: Facts) -> None:
         """Write down what is about to be done. To be called before anything is changed."""

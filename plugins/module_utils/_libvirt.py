@@ -255,10 +255,12 @@ class LibvirtDomain:
 
     def snapshots(self) -> Sequence[SnapshotRecord]:
         def read(handle: Any) -> list[SnapshotRecord]:
-            return [
-                parse_snapshot(snapshot.getXMLDesc(), current=bool(snapshot.isCurrent()))
-                for snapshot in handle.listAllSnapshots()
-            ]
+            found = []
+            for snapshot in handle.listAllSnapshots():
+                # One that is deleted just now is none.
+                with suppress(SnapshotNotFound), _translated():
+                    found.append(parse_snapshot(snapshot.getXMLDesc(), current=bool(snapshot.isCurrent())))
+            return found
 
         return self._ask(read)
 

@@ -136,9 +136,16 @@ def plan_again(observed: Observation, begun: Begun, options: PowerOptions) -> tu
     if observed.state not in ACTIVE_STATES:
         return plan(observed, PowerState.STARTED, options)
     unknown = observed.process is None or not begun.process_known
-    if unknown or (observed.process and begun.process and observed.process.is_same(begun.process)):
+    outdated = observed.drift.state is DriftState.DRIFTED
+    if unknown or outdated or is_on_its_way_down(observed, begun):
         return plan(observed, PowerState.RESTARTED, options)
     return (Step.WAIT_FOR_AGENT,) if options.agent_timeout else ()
+
+
+def is_on_its_way_down(observed: Observation, begun: Begun) -> bool:
+    """Whether the domain may have been asked to shut down by a restart that was cut off, and still runs."""
+    process = observed.process
+    return not begun.ended and process is not None and begun.process is not None and process.is_same(begun.process)
 
 
 def plan(observed: Observation, wanted: PowerState, options: PowerOptions) -> tuple[Step, ...]:
@@ -192,16 +199,18 @@ def apply(
     *,
     begun: Begun | None = None,
     intend: Callable[[PowerReport], None] = lambda _report: None,
+    started: Callable[[], None] = lambda: None,
 ) -> PowerReport:
     """Carry the steps out and prove them; those of a restart that was ``begun`` by what was known before it.
 
-    ``intend`` is told what runs before the domain is first asked to shut down.
+    ``intend`` is told what runs before the domain is first asked to shut down, ``started`` is called as soon as it is
+    up again.
     Errors carry the transitions seen so far, and say in which state the domain is left.
     """
-    cycle = _Cycle(hypervisor, domain, steps, options, intend)
-    if begun and Step.SHUT_DOWN not in steps:
-        cycle.go_on(begun)
+    cycle = _Cycle(hypervisor, domain, steps, options, begun=begun, intend=intend, started=started)
     try:
+        if begun and Step.SHUT_DOWN not in steps:
+            cycle.go_on(begun)
         for step in steps:
             cycle.run(step)
         cycle.prove()
@@ -223,11 +232,16 @@ class _Cycle:
         domain: Domain,
         steps: tuple[Step, ...],
         options: PowerOptions,
+        *,
+        begun: Begun | None,
         intend: Callable[[PowerReport], None],
+        started: Callable[[], None],
     ) -> None:
         self.report = PowerReport()
         self._steps = steps
+        self._begun = begun
         self._intend = intend
+        self._started = started
         self._to_prove = Step.START in steps
         self._hypervisor = hypervisor
         self._clock = hypervisor.clock
@@ -240,6 +254,8 @@ class _Cycle:
         """The domain has been shut down by then, and what ran before was noted."""
         self.report.process_before, self.report.boot_id_before = begun.process, begun.boot_id
         self._to_prove = True
+        if self.report.transitions[-1].state in ACTIVE_STATES:
+            self._started()
 
     def run(self, step: Step) -> None:
         {Step.SHUT_DOWN: self._shut_down, Step.START: self._start, Step.WAIT_FOR_AGENT: self._wait_for_agent}[step]()
@@ -254,7 +270,7 @@ class _Cycle:
     def _shut_down(self) -> None:
         self.report.process_before = observe(self._hypervisor, self._domain).process
         if Step.WAIT_FOR_AGENT in self._steps:
-            self.report.boot_id_before = self._boot_id()
+            self.report.boot_id_before = self._boot_id_before()
         self._intend(self.report)
         deadline = Deadline(self._clock, self._options.shutdown_timeout)
         asked_at: float | None = None
@@ -293,8 +309,8 @@ class _Cycle:
         """Do something to a running domain, which may have gone off since it was looked at: that is as well."""
         try:
             act()
-        except FleetError as error:
-            if error.transient or self._look() in ACTIVE_STATES:
+        except FleetError:
+            if self._look() in ACTIVE_STATES:
                 raise
 
     def _start(self) -> None:
@@ -304,8 +320,10 @@ class _Cycle:
             if self._look() not in ACTIVE_STATES:  # libvirt was restarted before it had started the domain
                 self._try_to_start()
         except LibvirtFailed as error:
-            raise self._not_started(error) from error
+            if self._look() not in ACTIVE_STATES:  # or somebody else has started it meanwhile
+                raise self._not_started(error) from error
         self._look()
+        self._started()
 
     def _try_to_start(self) -> None:
         try:
@@ -351,6 +369,15 @@ class _Cycle:
                 raise
             return False
         return True
+
+    def _boot_id_before(self) -> str | None:
+        """Of a guest that an earlier run has asked to shut down, the agent may be gone: that run has noted it."""
+        try:
+            return self._boot_id()
+        except FleetError:
+            if self._begun is None or self._begun.ended:
+                raise
+            return self._begun.boot_id
 
     def _boot_id(self) -> str | None:
         try:

@@ -12,7 +12,7 @@ finds there and goes on from.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from enum import Enum
@@ -128,11 +128,26 @@ class Record:
 
         Work that failed was told of, and the next run begins anew. But a guest that was asked to shut down and was
         not started again may be off for this reason alone, and one whose packages were upgraded would not be restarted
-        for that by a run that finds nothing left to upgrade.
+        for that by a run that finds nothing left to upgrade. An upgrade that nobody has brought to its end is left
+        whatever was told: it may still be at work in the guest, and the snapshot before it is the one to go back to.
         """
-        if self.ended and self.ended.outcome == "failed":
-            return self.shut_down_by_us or self._restart_is_owed
-        return self.ended is None and bool(self.steps)
+        if self.ended is None:
+            return bool(self.steps)
+        if self.upgrade_is_left:
+            return True
+        return self.ended.outcome == "failed" and (self.shut_down_by_us or self._restart_is_owed)
+
+    @property
+    def upgrade_is_left(self) -> bool:
+        """Whether the latest upgrade has not come to its end."""
+        step = self.last(StepName.UPGRADE)
+        return step is not None and step.status is not StepStatus.DONE
+
+    @property
+    def restart_is_open(self) -> bool:
+        """Whether a restart was cut off: the guest is on its way down, off, or on its way up."""
+        step = self.last(StepName.RESTART)
+        return step is not None and step.status is StepStatus.OPEN
 
     @property
     def shut_down_by_us(self) -> bool:
@@ -274,6 +289,11 @@ def _changed(record: Record, name: StepName, change: Callable[[Step], Step]) -> 
     return replace(record, steps=tuple(change(other) if other is step else other for other in record.steps))
 
 
+def keep(record: Record, facts: Facts) -> Record:
+    """The record with more of the guest as it was before the first change; what is kept of that already stays."""
+    return record if record.steps else replace(record, baseline={**facts, **record.baseline})
+
+
 def forget(record: Record) -> Record:
     """The record of a guest that was brought back to before all steps."""
     return replace(record, steps=())
@@ -283,17 +303,21 @@ KEEP_SECONDS = 24 * 3600
 """For how long a snapshot that nothing was changed after is as good as a new one."""
 
 
-def snapshot_to_keep(record: Record, now: datetime) -> str | None:
-    """The name of the snapshot on record that this work can be rolled back to, if there is one.
+def snapshot_to_keep(record: Record, there: Collection[str], now: datetime) -> str | None:
+    """The name of the snapshot on record that this work can be rolled back to, or that is still to be made.
 
     Where nothing was changed after it, what the guest has written since would be lost with it for no reason: once it is
-    old, a new one is better.
+    old, a new one is better. Where something was, and it is no more ``there``, its name has had its time: a snapshot
+    that were made under it now would not be what its name says.
     """
     step = record.last(StepName.SNAPSHOT)
     if step is None:
         return None
-    is_old = (now - parse_timestamp(step.begun)).total_seconds() > KEEP_SECONDS
-    return None if is_old and step is record.steps[-1] else str(step.intent["name"])
+    name = str(step.intent["name"])
+    if step is record.steps[-1]:
+        is_old = (now - parse_timestamp(step.begun)).total_seconds() > KEEP_SECONDS
+        return None if is_old else name
+    return name if name in there else None
 
 
 # --- as text -------------------------------------------------------------------------------------
@@ -419,5 +443,6 @@ def resumed(record: Record) -> dict[str, Any] | None:
         "config_files": config_files(record),
         "snapshot": snapshot.intent["name"] if snapshot and snapshot.status is StepStatus.DONE else None,
         "restarted": restart is not None and restart.status is StepStatus.DONE,
+        "restarting": record.restart_is_open,
         "forced": restart is not None and restart.result.get("forced") is True,
     }

@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from datetime import datetime, timezone
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _power
+from ansible_collections.kvm.fleet.plugins.module_utils import _job, _power
+from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import timestamp
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import Domain, Hypervisor
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError, UpgradeRunning
+from ansible_collections.kvm.fleet.plugins.module_utils._job import JobState
 from ansible_collections.kvm.fleet.plugins.module_utils._lease import Recorder
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation
 from ansible_collections.kvm.fleet.plugins.module_utils._power import (
@@ -21,7 +24,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._power import (
     Step,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._proc import QemuProcess
-from ansible_collections.kvm.fleet.plugins.module_utils._record import Facts, Record, StepName, StepStatus
+from ansible_collections.kvm.fleet.plugins.module_utils._record import STARTED, Facts, Record, StepName, StepStatus
 
 
 def restart(
@@ -40,7 +43,15 @@ def restart(
         steps = _power.plan(observed, PowerState.RESTARTED, options)
     else:
         steps = _power.plan_again(observed, begun, options)
-    _power.check(hypervisor, domain, steps, options)
+    try:
+        _power.check(hypervisor, domain, steps, options)
+        if Step.SHUT_DOWN in steps:
+            _require_no_upgrade(hypervisor, domain, recorder)
+    except FleetError as error:
+        # What shuts down has no agent any more. That it had one, the run that has asked it to shut down has seen.
+        going_down = begun is not None and _power.is_on_its_way_down(observed, begun)
+        if not going_down or isinstance(error, UpgradeRunning):
+            raise
     if begun and begun.ended and not steps:
         return steps, PowerReport(
             forced=begun.forced,
@@ -54,12 +65,39 @@ def restart(
     def intend(report: PowerReport) -> None:
         recorder.begin(StepName.RESTART, _facts(report.process_before, report.boot_id_before, boot))
 
+    failed = recorder.last(StepName.RESTART)
+    if failed and failed.status is StepStatus.FAILED and Step.SHUT_DOWN not in steps:
+        recorder.begin(StepName.RESTART, failed.intent)
     with recorder.failing(StepName.RESTART):
-        report = _power.apply(hypervisor, domain, steps, options, begun=begun, intend=intend)
+        report = _power.apply(
+            hypervisor,
+            domain,
+            steps,
+            options,
+            begun=begun,
+            intend=intend,
+            started=lambda: recorder.note(StepName.RESTART, {STARTED: True}),
+        )
     recorder.end(
         StepName.RESTART, {**_facts(report.process_after, report.boot_id_after, boot), "forced": report.forced}
     )
     return steps, report
+
+
+def _require_no_upgrade(hypervisor: Hypervisor, domain: Domain, recorder: Recorder) -> None:
+    """Raise UpgradeRunning while an upgrade that is on record is at work in the guest.
+
+    A guest that shuts down waits for it, but for no longer than systemd lets it, or whoever loses patience outside.
+    """
+    if recorder.record is None or not recorder.record.upgrade_is_left:
+        return
+    found = _job.look(GuestAgent(domain, hypervisor.clock))
+    if found.state is JobState.RUNNING:
+        raise UpgradeRunning(
+            f"an upgrade runs in the guest, started by the run {found.run or 'unknown'}: a restart would cut it off",
+            remedy="Run kvm.fleet.upgrade: it follows that upgrade to its end, and restarts the guest then.",
+            evidence={"run": found.run, "journal": _job.JOURNAL},
+        )
 
 
 def restart_on_record(record: Record | None, boot: str) -> Begun | None:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
@@ -15,30 +15,46 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import DiskFull
 from ansible_collections.kvm.fleet.plugins.module_utils._exec import output_of, shell_script
 from ansible_collections.kvm.fleet.plugins.module_utils._packages import Prediction
 
-# Free KiB where packages are downloaded to, unpacked and booted from, each behind the name of its file system; and the
-# KiB that the running kernel takes up in /boot.
+# Free KiB where packages are downloaded to, unpacked and booted from, with the device and the mount point of each; and
+# the KiB that the running kernel takes up in /boot, which may be in the middle of a name (initramfs-VERSION.img).
 _LOOK = """\
 for place in /var /usr /boot; do
   [ -d "$place" ] || place=/
-  df -P -k "$place" | awk 'NR == 2 { print "free", $4, $NF }'
+  df -P -k "$place" | awk 'NR == 2 { print "free", $4, $1, $NF }'
 done
-du -ck /boot/*-"$(uname -r)" 2>/dev/null | awk 'END { print "kernel", $1 + 0 }'
+du -ck /boot/*-"$(uname -r)"* 2>/dev/null | awk 'END { print "kernel", $1 + 0 }'
 exit 0
 """
 
 RESERVE_KIB = 16 * 1024
 """What is left over on each file system: for logs, for the package database, for the guest's own work meanwhile."""
 
-_KERNEL = re.compile(r"linux-image-\d.*|kernel(-core|-default|-uek)?")
+_KERNEL = re.compile(
+    r"linux-image-\d.*(?<!-dbg)(?<!-dbgsym)|kernel(-(?!modules-)[a-z0-9]+)*-core|kernel(-default|-uek)?"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """A file system, with its free KiB."""
+
+    device: str
+    mount: str
+    free: int
+
+    @property
+    def pool(self) -> str:
+        """Tells whether two places share their free space, as the subvolumes of one btrfs do."""
+        return self.device if self.device.startswith("/") else self.mount
 
 
 @dataclass(frozen=True)
 class FreeSpace:
-    """What a guest has free. Each place is a mount point and its free KiB; ``kernel`` is in KiB."""
+    """What a guest has free; ``kernel`` is in KiB."""
 
-    download: tuple[str, int]
-    unpack: tuple[str, int]
-    boot: tuple[str, int]
+    download: Place
+    unpack: Place
+    boot: Place
     kernel: int
 
 
@@ -57,9 +73,9 @@ def parse_free_space(lines: Iterable[str]) -> FreeSpace | None:
     """Read what the guest tells."""
     places, kernel = [], 0
     for line in lines:
-        place, size = re.fullmatch(r"free (\d{1,15}) (/.*)", line), re.fullmatch(r"kernel (\d{1,12})", line)
+        place, size = re.fullmatch(r"free (\d{1,15}) (\S+) (/.*)", line), re.fullmatch(r"kernel (\d{1,12})", line)
         if place:
-            places.append((place.group(2), int(place.group(1))))
+            places.append(Place(place.group(2), place.group(3), int(place.group(1))))
         elif size:
             kernel = int(size.group(1))
     return FreeSpace(places[0], places[1], places[2], kernel) if len(places) == 3 else None
@@ -69,18 +85,19 @@ def check_room(free: FreeSpace | None, prediction: Prediction) -> None:
     """Raise DiskFull for the first file system that has too little room; one that is not told is not judged."""
     if free is None:
         return
-    kernels = sum(bool(change.new and _KERNEL.fullmatch(change.name)) for change in prediction.changes)
+    kernels = _kernels({change.name for change in prediction.changes if change.new})
     needed: dict[str, int] = {}
-    left: dict[str, int] = {}
-    for (mount, available), kib in (
+    tightest: dict[str, Place] = {}
+    for place, kib in (
         (free.download, prediction.room.download // 1024),
         (free.unpack, prediction.room.unpacked // 1024),
         (free.boot, kernels * free.kernel),
     ):
-        needed[mount] = needed.get(mount, 0) + kib
-        left[mount] = min(available, left.get(mount, available))
-    for mount, kib in needed.items():
-        available = left[mount]
+        needed[place.pool] = needed.get(place.pool, 0) + kib
+        known = tightest.setdefault(place.pool, place)
+        tightest[place.pool] = min(known, place, key=lambda one: one.free)
+    for pool, kib in needed.items():
+        mount, available = tightest[pool].mount, tightest[pool].free
         if kib and available < kib + RESERVE_KIB:
             raise DiskFull(
                 f"{mount} in the guest has {available // 1024} MiB free, and the upgrade needs "
@@ -88,3 +105,8 @@ def check_room(free: FreeSpace | None, prediction: Prediction) -> None:
                 remedy="Make room in the guest (the package cache, old kernels, logs), then run again.",
                 evidence={"mount": mount, "free_kib": available, "needed_kib": kib + RESERVE_KIB},
             )
+
+
+def _kernels(names: Collection[str]) -> int:
+    """How many of these packages put a kernel into /boot; the others of a kernel's may have the shorter name."""
+    return sum(bool(_KERNEL.fullmatch(name)) and f"{name}-core" not in names for name in names)

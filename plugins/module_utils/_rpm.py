@@ -16,6 +16,12 @@ RPM_LOCKS = ("/var/lib/rpm/.rpm.lock", "/usr/lib/sysimage/rpm/.rpm.lock")
 RECORDS = "rpm -qa --qf '%{NAME}\\t%{ARCH}\\t%{EVR}\\n'"
 """Shell text that prints the package database."""
 
+CERTIFICATE = (
+    r"SSL.*\bcertificate\b|SSL CA cert|[Cc]ertificate (?:problem|verif|has expired|is not )"
+    r"|setting certificate (?:file|verif)"
+)
+"""What is said of a server's certificate, as a regular expression; a package may be called ca-certificates."""
+
 PREPARE = """\
 [ -e since ] || : >since || exit 1
 """

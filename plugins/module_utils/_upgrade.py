@@ -11,9 +11,10 @@ import json
 import random
 import uuid
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from typing import TypeVar
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _failures, _job
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
@@ -56,6 +57,11 @@ STOP_TIMEOUT = 600
 """Seconds that the package manager has to end by itself after it was asked to: the transaction that it is in."""
 
 _UPGRADE, _REPAIR = "upgrade", "repair"
+
+_T = TypeVar("_T")
+
+EXPLAINED_LINES = 3000
+"""Lines of a failed job's log in which its cause is looked for: package managers go on for long after an error."""
 
 _RANDOM = random.SystemRandom()
 
@@ -126,7 +132,7 @@ def predict(guest: Guest, options: UpgradeOptions, state: str = "") -> Predictio
     the package manager's failures are explained as.
     """
     _patiently(guest, options, lambda: guest.manager.refresh(guest.shell, state))
-    prediction = guest.manager.simulate(guest.shell, options, state)
+    prediction = _patiently(guest, options, lambda: guest.manager.simulate(guest.shell, options, state))
     require_room(guest.agent, prediction)
     return prediction
 
@@ -137,7 +143,7 @@ def _require_no_lock(guest: Guest) -> None:
         raise _failures.locked(found[0].lock, {})
 
 
-def _patiently(guest: Guest, options: UpgradeOptions, attempt: Callable[[], None]) -> None:
+def _patiently(guest: Guest, options: UpgradeOptions, attempt: Callable[[], _T]) -> _T:
     """Try, and try again while a lock is held: at growing intervals, until it was held for as long as the options say.
 
     The intervals are shortened at random, or guests that met the same lock on shared storage would meet again.
@@ -195,11 +201,11 @@ def upgrade(guest: Guest, options: UpgradeOptions) -> Upgraded | Underway:
         return still.underway
 
 
-def forget(guest: Guest, of_run: str | None = None) -> None:
-    """Remove the journal from the guest, its result being told; with ``of_run``, if it is that run's."""
-    if of_run is not None:
+def forget(guest: Guest, of_runs: Collection[str] | None = None) -> None:
+    """Remove the journal from the guest, its result being told; with ``of_runs``, if it is one of theirs."""
+    if of_runs is not None:
         found = _job.look(guest.agent)
-        if found.run != of_run or found.state is not JobState.ENDED:
+        if found.run not in of_runs or found.state is not JobState.ENDED:
             return
     _job.remove(guest.agent)
 
@@ -258,8 +264,12 @@ class _Work:
 
     def _follow(self, look: JobLook) -> JobLook:
         """The first look that finds the job not running. Raises _StillRunning, and UpgradeTimeout at the deadline."""
+        # Getting here may have taken all of the interval, and then this look is the only one that tells anything.
+        self._take_note(look)
+        seen = Deadline(self._guest.clock, self._options.timeout)
         while look.state is JobState.RUNNING:
-            elapsed = look.elapsed or 0.0
+            # The guest's own word is not enough: one that never says how long it has been at it is not waited for.
+            elapsed = max(look.elapsed or 0.0, seen.elapsed)
             if elapsed >= self._options.timeout:
                 return self._stop(elapsed)
             if self._interval.passed:
@@ -324,17 +334,19 @@ class _Work:
 
     def _failure(self, ended: JobLook, kind: str) -> FleetError:
         """The typed error behind a job that did not end well."""
-        log = _job.tail(self._guest.agent)
+        log = _job.tail(self._guest.agent, EXPLAINED_LINES)
         if ended.exit_code is None:
             return UpgradeInterrupted(
                 "the upgrade is gone from the guest and left no result: it was killed, or the guest restarted",
                 remedy="Run again: what it left half done is repaired first.",
-                evidence={"journal": _job.JOURNAL, "output": log},
+                evidence={"journal": _job.JOURNAL, "output": log[-20:]},
             )
         error = self._guest.manager.explain(Failure("upgrade", ended.exit_code, "\n".join(log)))
+        if isinstance(error, PackageManagerLocked):
+            error = _naming_the_holder(self._guest, error, self._options.lock_timeout)
         error.evidence["journal"] = _job.JOURNAL
         error.evidence["changes"] = [vars(change) for change in _changes(self._guest)]
-        if kind != _REPAIR:
+        if kind != _REPAIR or error.transient:
             return error
         return PackageStateInterrupted(
             f"an interrupted package operation in the guest could not be repaired: {error.message}",
@@ -364,7 +376,7 @@ _FINISH = """\
 find /etc -xdev -type f -cnewer before {review} -print >review 2>/dev/null
 """
 
-_LEFT_FOR_REVIEW = ("*.dpkg-dist", "*.dpkg-old", "*.ucf-dist", "*.rpmnew", "*.rpmsave")
+_LEFT_FOR_REVIEW = ("*.dpkg-dist", "*.dpkg-old", "*.ucf-dist", "*.ucf-old", "*.rpmnew", "*.rpmsave", "*.rpmorig")
 
 
 def _job_of(
@@ -454,7 +466,9 @@ class Told:
 @contextmanager
 def _private_state(guest: Guest) -> Iterator[str]:
     """A directory for all that a look ahead writes, which is there for as long as the context lasts."""
+    # What a controller that died has left behind is nobody's after a day.
     make = (
+        "find /var/tmp -maxdepth 1 -name 'kvm-fleet.????????' -mmin +1440 -exec rm -rf '{}' + 2>/dev/null\n"
         'directory=$(mktemp -d /var/tmp/kvm-fleet.XXXXXXXX) && chmod 755 "$directory" || exit 1\nset -- "$directory"\n'
         f'{{ {guest.manager.state_script.strip()}\n}} >&2 && echo "$directory"'
     )

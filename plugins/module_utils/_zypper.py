@@ -10,7 +10,7 @@ import html
 import math
 import re
 import xml.etree.ElementTree as ET
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _failures
@@ -39,8 +39,14 @@ from ansible_collections.kvm.fleet.plugins.module_utils._packages import (
     Prediction,
     Room,
 )
+from ansible_collections.kvm.fleet.plugins.module_utils._rpm import (
+    CERTIFICATE,
+    RECORDS,
+    REPLACE_CONFFILES,
+    RPM_LOCKS,
+    parse_records,
+)
 from ansible_collections.kvm.fleet.plugins.module_utils._rpm import PREPARE as RPM_PREPARE
-from ansible_collections.kvm.fleet.plugins.module_utils._rpm import RECORDS, REPLACE_CONFFILES, RPM_LOCKS, parse_records
 
 _NO_SOLUTION, _REBOOT_NEEDED, _RESTART_NEEDED, _NOT_FOUND, _INTERRUPTED = 4, 102, 103, 104, 105
 _REPOSITORY_SKIPPED, _SCRIPT_FAILED = 106, 107
@@ -77,9 +83,11 @@ configure() {
 # $1: the directory for all that zypper writes, or nothing; $2 and $3: as configure's; the rest: zypper's arguments.
 #
 # What went well is told by the tags, and by the rows of a table, alone: the descriptions of a thousand packages, which
-# nobody reads, would not fit into an answer of the agent.
+# nobody reads, would not fit into an answer of the agent. A lock that somebody holds for a moment between two looks is
+# waited for here, and any other by who asks.
 _LOOK = f"""\
 {_CONFIGURE}
+export ZYPP_LOCK_TIMEOUT=10
 state=$1 locks=$2 patterns=$3; shift 3
 directory=
 trap '[ -z "$directory" ] || rm -rf "$directory"' EXIT
@@ -149,21 +157,50 @@ fi
 if [ "$code" -eq 0 ] && [ "$KVM_FLEET_CLEAN" = yes ]; then zypper --non-interactive clean || code=$?; fi
 {REPLACE_CONFFILES}"""
 
-# $1: seconds to wait for zypp's lock.
+# Prints NAME.ARCH of each package that is there twice. Kernels may be, and so may keys.
+_TWICE = """\
+several=$(rpm -q --whatprovides 'multiversion(kernel)' --qf '%{NAME}.%{ARCH}\\n'; echo 'gpg-pubkey.(none)')
+rpm -qa --qf '%{NAME}.%{ARCH}\\n' | grep -vxF "$several" | sort | uniq -d
+"""
+
+# Facts about the guest, one 'kind value' a line: whether its distribution has no releases, and what is there twice.
+_FACTS = f"""\
+for file in /etc/os-release /usr/lib/os-release; do
+  [ -r "$file" ] || continue
+  (. "$file"; case $ID in opensuse-tumbleweed|opensuse-slowroll) echo rolling ;; esac)
+  break
+done
+for package in $(
+{_TWICE}); do echo "twice $package"; done
+"""
+
+# $1: seconds to wait for zypp's lock, $2: patterns of packages to leave alone, one a line.
 #
 # rpm records a package before it runs its last script, and removes the old version after that: two versions of a
 # package tell that it was cut off, except for kernels, which may have two. zypper removes the older one, and installing
 # the newer one again runs the script, without which a kernel has no initrd. Where nothing was cut off, dependencies
 # that zypper cannot mend need not be the upgrade's fault; the next one will tell. And the repositories may no longer
 # have a version that is to be installed again.
+#
+# What was cut off cannot stay as it is: zypper does nothing at all while such a package is locked.
 _REPAIR = f"""\
+{_CONFIGURE}
 trap : INT
 export ZYPP_LOCK_TIMEOUT="$1"
-kernels() {{ rpm -q --whatprovides 'multiversion(kernel)' --qf "%{{NAME}}.%{{ARCH}}$1\\n"; }}
+patterns=$2
 since=$(stat -c %Y {JOURNAL}/since 2>/dev/null)
-several=$(kernels ''; echo 'gpg-pubkey.(none)')
-twice=$(rpm -qa --qf '%{{NAME}}.%{{ARCH}}\\n' | grep -vxF "$several" | sort | uniq -d)
-fresh=$(kernels '=%{{EVR}} %{{INSTALLTIME}}' | awk -v since="$since" 'since && NF == 2 && $2 >= since {{ print $1 }}')
+twice=$(
+{_TWICE})
+fresh=$(rpm -q --whatprovides 'multiversion(kernel)' --qf '%{{NAME}}.%{{ARCH}}=%{{EVR}} %{{INSTALLTIME}}\\n' |
+  awk -v since="$since" 'since && NF == 2 && $2 >= since {{ print $1 }}')
+patterns=$(printf '%s\\n' "$patterns" | while IFS= read -r pattern; do
+  for package in $twice $fresh; do
+    name=${{package%%=*}}
+    case ${{name%.*}} in $pattern) continue 2 ;; esac
+  done
+  printf '%s\\n' "$pattern"
+done)
+[ -z "$patterns" ] || configure {JOURNAL} own "$patterns" || exit 1
 zypper --non-interactive --no-refresh verify
 code=$?
 case $code in
@@ -202,10 +239,14 @@ class Zypper:
             raise explain(Failure("refresh", outcome.exit_code, outcome.stdout + outcome.stderr))
 
     def simulate(self, shell: Shell, options: UpgradeOptions, state: str) -> Prediction:
-        everything = parse_simulation(_answer(shell, state, "update", "--dry-run", exclude=options.exclude))
+        facts = shell.script(_FACTS).stdout.splitlines()
+        _require_whole(shell, state, {line[6:] for line in facts if line.startswith("twice ")})
+        # By its makers' word, what has no releases is upgraded as from one release to the next.
+        upgrade = "dist-upgrade" if "rolling" in facts else "update"
+        everything = parse_simulation(_answer(shell, state, upgrade, "--dry-run", exclude=options.exclude))
         patches = parse_patches(_answer(shell, state, "list-patches"))
         unsafe = _security_updates(shell, state, patches, needed=options.security_only)
-        found = replace(_judged(everything, unsafe), arguments=("update",))
+        found = replace(_judged(everything, unsafe), arguments=(upgrade,))
         kept = self._kept_back(shell, options, state, everything)
         if options.security_only:
             kept += [KeptBack(one.name, KeptReason.SECURITY_UNKNOWN) for one in found.changes if one.security is None]
@@ -246,7 +287,7 @@ class Zypper:
         return ("/bin/sh", "-c", _COMMAND, "sh", patience, exclude, *arguments)
 
     def repair(self, options: UpgradeOptions) -> tuple[str, ...]:
-        return ("/bin/sh", "-c", _REPAIR, "sh", _whole_seconds(options.lock_timeout))
+        return ("/bin/sh", "-c", _REPAIR, "sh", _whole_seconds(options.lock_timeout), "\n".join(options.exclude))
 
     def parse_records(self, lines: Iterable[str]) -> Installed:
         return parse_records(lines)
@@ -271,6 +312,24 @@ def _answer(shell: Shell, state: str, *arguments: str, locks: str = "own", exclu
     if outcome.exit_code not in _DONE:
         raise explain(Failure("upgrade", outcome.exit_code, outcome.stdout + outcome.stderr))
     return outcome.stdout
+
+
+def _require_whole(shell: Shell, state: str, twice: Collection[str]) -> None:
+    """Raise PackageStateInterrupted where a package, told as NAME.ARCH, is there twice that ought not to be."""
+    if not twice:
+        return
+    try:
+        # Of which packages there may be several versions is for the guest to say: zypper would mend the others.
+        mended = parse_simulation(_answer(shell, state, "verify", "--dry-run")).changes
+    except (DependencyConflict, UpgradeFailed):  # what keeps zypper from it keeps it from upgrading, which will tell
+        return
+    broken = sorted(one.name for one in mended if one.new is None and f"{one.name}.{one.arch}" in twice)
+    if broken:
+        raise PackageStateInterrupted(
+            f"an earlier package operation in the guest was interrupted; there twice: {', '.join(broken)}",
+            remedy="Run 'zypper verify' and 'zypper install --force' of these packages in the guest, then run again.",
+            evidence={"packages": broken},
+        )
 
 
 def _security_updates(shell: Shell, state: str, patches: Sequence[str] | None, *, needed: bool) -> Prediction | None:
@@ -448,7 +507,8 @@ _LICENCE = re.compile(r"In order to install '([^'\n]+)'")
 _CONFLICT = re.compile(r"^\s*(?:Problem: |Detected \d+ file conflict).*", re.MULTILINE)
 _UNTRUSTED = re.compile(
     r"Signature verification failed|is unsigned|is not signed|not trusted|[Uu]nknown (?:GnuPG |GPG )?key"
-    r"|[Kk]ey .*expired|certificate|Digest verification failed|corrupted during transfer|integrity check failed"
+    r"|[Kk]ey .*expired|Digest verification failed|corrupted during transfer|integrity check failed"
+    rf"|{CERTIFICATE}"
 )
 _UNREACHABLE = re.compile(
     r"Valid metadata not found|Problem retrieving|is not a directory|Connection failed"

@@ -129,9 +129,10 @@ class Work(NamedTuple):
     name: str
 
 
-def default_name(recorder: Recorder, now: datetime) -> str:
+def default_name(recorder: Recorder, observed: Observation, now: datetime) -> str:
     """The name of the run's snapshot, or that of a new one."""
-    recorded = _record.snapshot_to_keep(recorder.record, now) if recorder.record else None
+    there = [snapshot.name for snapshot in observed.snapshots]
+    recorded = _record.snapshot_to_keep(recorder.record, there, now) if recorder.record else None
     return recorded or _snapshot.default_name(now)
 
 
@@ -191,7 +192,7 @@ def main() -> None:
             observed = observe(hypervisor, domain)
             name = given["snapshot"]
             if name is None:
-                name = default_name(recorder, hypervisor.clock.now())
+                name = default_name(recorder, observed, hypervisor.clock.now())
             result = state(module, Work(domain, observed, recorder, name))
         result["diff"] = difference(observed, given["state"], name, result["changed"])
         return result

@@ -56,11 +56,18 @@ options:
     type: list
     elements: str
     default: []
+  baseline:
+    description:
+      - What else is to be on record of the guest as it was before the first change. What is there already stays, and
+        nothing is added once a step was begun.
+    type: dict
+    default: {}
   outcome:
     description:
       - What became of the guest. Required for O(state=absent).
       - After V(refused), what an earlier run has left unfinished stays on record. After V(failed), it stays as long as
-        the guest may be off because it was shut down for a restart.
+        the guest may be off because it was shut down for a restart, or still has to be restarted for what was upgraded.
+      - An upgrade that did not come to its end stays on record whatever the outcome.
     type: str
     choices: [unchanged, upgraded, restarted, failed, refused]
   error:
@@ -121,7 +128,7 @@ record:
       type: list
       elements: dict
     baseline:
-      description: The domain before the first change, as M(kvm.fleet.domain_info) returns it.
+      description: The domain before the first change, as M(kvm.fleet.domain_info) returns it, and O(baseline).
       type: dict
     steps:
       description: >-
@@ -171,6 +178,10 @@ resumed:
       description: Whether it had restarted the guest, and proved that.
       type: bool
       sample: false
+    restarting:
+      description: Whether it was cut off while it restarted the guest, which may be on its way down, off, or coming up.
+      type: bool
+      sample: false
     forced:
       description: Whether it had ended the guest by force.
       type: bool
@@ -200,7 +211,12 @@ def present(module: AnsibleModule, hypervisor: LibvirtHypervisor) -> dict[str, A
     domain = hypervisor.domain(given["name"])
     claim = Claim(domain.name, domain.uuid, given["run"], given["owner"], given["ttl"], tuple(given["take_over"]))
     taken = _lease.take(
-        hypervisor, domain, claim, lambda: _results.observation(observe(hypervisor, domain)), check=module.check_mode
+        hypervisor,
+        domain,
+        claim,
+        lambda: _results.observation(observe(hypervisor, domain)),
+        given["baseline"],
+        check=module.check_mode,
     )
     other = taken.taken_over
     return {
@@ -228,6 +244,7 @@ def main() -> None:
             "owner": {"type": "str"},
             "ttl": {"type": "int", "default": 3600},
             "take_over": {"type": "list", "elements": "str", "default": []},
+            "baseline": {"type": "dict", "default": {}},
             "outcome": {"type": "str", "choices": ["unchanged", "upgraded", "restarted", "failed", "refused"]},
             "error": {"type": "dict"},
             **DOMAIN_ARGUMENTS,

@@ -13,7 +13,9 @@ author:
   - Contributors to kvm.fleet (@kvm-fleet)
 description:
   - Refreshes the package lists of a guest and upgrades its packages, new dependencies included. Knows apt, dnf (4 and
-    5) and zypper.
+    5) and zypper. A guest that has only the yum of RHEL and CentOS 7 is refused (C(package_manager_unknown)).
+  - openSUSE Tumbleweed and Slowroll, which have no releases, are upgraded by C(zypper dist-upgrade), which may also
+    downgrade and remove packages. Check mode tells which.
   - The upgrade runs as a systemd unit of its own in the guest, so that it outlives a restart of the guest agent, even
     one by the upgrade itself. In a guest without systemd it is a session of its own, which outlives an agent that
     merely ends, but neither an init system that ends the agent's whole control group nor a shutdown of the guest.
@@ -316,7 +318,8 @@ def upgrade(guest: Guest, options: UpgradeOptions, recorder: Recorder) -> dict[s
     step = recorder.last(StepName.UPGRADE)
     if step and step.status is StepStatus.DONE:
         # Its controller died between noting the result and removing the journal, which would tell it once more.
-        _upgrade.forget(guest, of_run=step.run)
+        # The journal may be that of an earlier run, which was told as well.
+        _upgrade.forget(guest, of_runs=recorder.runs(StepName.UPGRADE))
     if not (step and step.status is StepStatus.OPEN and step.run == options.run):
         recorder.begin(StepName.UPGRADE, {"security_only": options.security_only, "exclude": list(options.exclude)})
     with recorder.failing(StepName.UPGRADE):

@@ -65,7 +65,8 @@ def owner_is_gone(owner: str, proc: Path = PROC) -> bool:
         return not _exists(int(pid))
     except OSError:
         return False
-    return start_ticks(stat) != int(started)
+    # One that has ended and was not reaped yet, as by a container's first process that reaps none, is gone as well.
+    return start_ticks(stat) != int(started) or stat.rpartition(")")[2].split()[0] == "Z"
 
 
 def _exists(pid: int) -> bool:

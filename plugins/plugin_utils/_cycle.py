@@ -36,18 +36,21 @@ def make_plan(before: Facts, predicted: Facts, *, snapshot: bool, restart: str, 
     ``resumed`` is what an earlier run has begun, and ``before`` the domain as it was before that. What has to be done
     is what that run had to do; the modules know how much of it is done. A restart that was begun is brought to its end.
 
+    An upgrade that an earlier run did not bring to its end is gone on with even where nothing seems to be left of it.
     A restart is needed to get off an outdated QEMU, when the guest asks for one, and to make running programs use
     upgraded packages. A snapshot is made only where something else will be done.
     """
-    upgrading = bool(predicted.get("packages")) or predicted.get("unfinished", "none") != "none"
+    begun_before = (resumed or {}).get("steps", [])
+    upgrades = [step for step in begun_before if step["name"] == "upgrade"]
+    changing = bool(predicted.get("packages")) or predicted.get("unfinished", "none") != "none"
+    upgrading = changing or ("packages" in predicted and bool(upgrades) and upgrades[-1]["status"] != "done")
     reasons = []
     if before["drift"]["state"] == "drifted":
         reasons += [f"{reason['kind']}: {reason['path']}" for reason in before["drift"]["reasons"]]
     reasons += predicted.get("reboot_reasons") or []
-    if upgrading or (resumed or {}).get("packages"):
+    if changing or (resumed or {}).get("packages"):
         reasons.append("packages are upgraded")
-    begun = any(step["name"] == "restart" for step in (resumed or {}).get("steps", []))
-    if begun and not reasons:
+    if any(step["name"] == "restart" for step in begun_before) and not reasons:
         reasons.append("it was begun by an earlier run")
     if restart == "always" and not reasons:
         reasons.append("it is asked for")

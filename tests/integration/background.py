@@ -14,12 +14,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
+from lab.errors import AgentFailed
 from tests.integration.runs import HYPERVISORS, command
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from lab.guests import Guest
+
 PATIENCE_S = 300
+LOG = "/var/lib/kvm-fleet/upgrade/log"
 
 
 @contextmanager
@@ -53,6 +57,14 @@ def _descendants(pid: int) -> list[int]:
     with suppress(FileNotFoundError):
         children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
     return children + [found for child in children for found in _descendants(child)]
+
+
+def logged(guest: Guest, text: str) -> bool:
+    """Whether the upgrade's log in a guest has some text. Asked while the agent is restarted, so patiently."""
+    try:
+        return text in guest.run("/bin/cat", LOG).stdout
+    except AgentFailed:
+        return False
 
 
 def wait_for(happened: Callable[[], bool], what: str) -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from lab import drift
+from lab.clock import wait_until
 from lab.guests import PRISTINE
 from lab.places import run_record
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
 
     from lab.guests import Guest
     from lab.process import Process
+
+SILENT_WITHIN_S = 120
 
 # Prints one line a fact, its name first. 'files' are those that an upgrade, or a simulation that is none, may touch:
 # names, sizes, times and contents.
@@ -91,8 +94,7 @@ def stop_agent(guest: Guest) -> None:
         *("/usr/bin/systemd-run", "--collect", "--on-active=100ms", "--timer-property=AccuracySec=10ms"),
         *("/usr/bin/systemctl", "stop", "qemu-guest-agent.service"),
     )
-    while guest.answers():
-        pass
+    assert wait_until(lambda: not guest.answers(), SILENT_WITHIN_S)
 
 
 def break_package(guest: Guest, package: str) -> None:

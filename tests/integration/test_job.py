@@ -52,7 +52,8 @@ class LabChannel:
 
 @pytest.fixture
 def agent(pristine_guest: Guest) -> GuestAgent:
-    return GuestAgent(LabChannel(pristine_guest), CLOCK)
+    """As patient as guest_upgrade makes it: some of the jobs restart the agent while they are being started."""
+    return GuestAgent(LabChannel(pristine_guest), CLOCK, patience=PATIENCE_S)
 
 
 def a_job(text: str, run: str = "run-1") -> Job:

@@ -12,7 +12,7 @@ import os
 import signal
 import subprocess
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -51,6 +51,8 @@ class HostAgent:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.environment = {"PATH": f"{path}:/usr/sbin:/usr/bin:/sbin:/bin"}
+        self.on_end: Callable[[], None] | None = None
+        """Called in place of the next answer about a process that has ended, which is lost for good."""
         self._processes: dict[int, _Process] = {}
 
     def exchange(self, request: str, timeout: int) -> str:
@@ -87,6 +89,10 @@ class HostAgent:
         if not process.ended:
             return {"exited": False}
         del self._processes[pid]
+        if self.on_end:
+            lost, self.on_end = self.on_end, None
+            lost()
+            raise refusal("guest-exec-status", "Invalid parameter 'pid'")
         code = process.popen.returncode
         stdout, stderr = (base64.b64encode(stream).decode("ascii") for stream in process.output)
         return {

@@ -44,10 +44,12 @@ class RealApt:
         (root / "etc" / "sources.list").touch()
         host.environment |= {"APT_CONFIG": f"{root}/apt.conf", "DPKG_ADMINDIR": f"{root}/dpkg"}
 
-    def install(self, name: str, version: str, *, want: str = "install", **fields: object) -> None:
+    def install(
+        self, name: str, version: str, *, want: str = "install", status: str = "installed", **fields: object
+    ) -> None:
         """Put a package into the database, as dpkg does."""
-        with (self.root / "dpkg" / "status").open("a", encoding="utf-8") as status:
-            status.write(stanza(name, version, Status=f"{want} ok installed", **fields))
+        with (self.root / "dpkg" / "status").open("a", encoding="utf-8") as file:
+            file.write(stanza(name, version, Status=f"{want} ok {status}", **fields))
 
     def mark_auto(self, *names: str) -> None:
         """Say of packages that they came in as dependencies."""

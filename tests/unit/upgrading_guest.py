@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _job, _locks, _managers, _reboot, _room
+from ansible_collections.kvm.fleet.plugins.module_utils import _apt, _job, _locks, _managers, _reboot, _room
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._apt import Apt
 from ansible_collections.kvm.fleet.plugins.module_utils._job import Job, JobLook
@@ -86,12 +86,13 @@ class UpgradingGuest:
         self.duration, self.interrupted, self.locked_for = duration, interrupted, locked_for
         self.partly: Mapping[str, str] = {}
         self.log = b""
+        self.tells_its_uptime = True
         self.progress: list[str] = []
         self.review: list[str] = []
         self.update = Ending()
         self.made = Ending(stdout=f"{PRIVATE}\n".encode())
         self.held: bytes | None = b""
-        self.free = b"free 10000000 /\nfree 10000000 /\nfree 10000000 /\nkernel 0\n"
+        self.free = b"free 10000000 /dev/vda1 /\nfree 10000000 /dev/vda1 /\nfree 10000000 /dev/vda1 /\nkernel 0\n"
         self.before_lines = records(OLD) if left != "none" else []
         self._clock = clock
         self._endings = list(endings or ["ended 0"])
@@ -149,6 +150,7 @@ class UpgradingGuest:
             _managers._LOOK: "id debian\nlike \nhas apt-get\nhas dpkg-query\nenforcing \ncontext unconfined\n",
             _reboot._LOOK: "",
             _room._LOOK: self.free.decode(),
+            _apt._PACKAGES: "interrupted\n" if self.interrupted else "",
             Apt().records: "".join(f"{line}\n" for line in records(self.packages)),
         }
         return Ending(stdout=answers[text].encode())
@@ -163,8 +165,6 @@ class UpgradingGuest:
         return self.update
 
     def _simulate(self, words: list[str]) -> Ending:
-        if self.interrupted:
-            return Ending(100, stderr=b"E: dpkg was interrupted, you must manually run 'dpkg --configure -a'\n")
         lines = [line for line in self._simulated if self._would_change(line.split()[1], words)]
         return Ending(stdout="".join(f"{line}\n" for line in lines).encode())
 
@@ -217,7 +217,7 @@ class UpgradingGuest:
         if self._state == "none":
             return "state none\n\n"
         lines = [f"state {self._state}"]
-        if self._state == "running":
+        if self._state == "running" and self.tells_its_uptime:
             lines.append(f"uptime {self._began:.2f} {self._clock.monotonic():.2f}")
         lines.append(f"run {self._run}")
         lines += ["stopping"] * self._stopping

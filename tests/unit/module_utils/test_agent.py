@@ -138,14 +138,15 @@ def test_silence_is_waited_out_until_the_deadline(clock: FakeClock) -> None:
     assert 50 <= finished.duration <= 100
 
 
-def test_an_agent_that_stays_silent_is_what_is_reported(clock: FakeClock) -> None:
+def test_a_command_whose_agent_falls_silent_for_good_may_have_done_its_work(clock: FakeClock) -> None:
     def program(_call: Call) -> Ending:
         clock.after(1, lambda: setattr(agent, "silent", True))
         return Ending(after=20)
 
     agent = FakeAgent(clock, program)
-    with pytest.raises(AgentSilent):
+    with pytest.raises(CommandResultLost, match="was started as process") as raised:
         GuestAgent(agent, clock).run(["make"], timeout=100)
+    assert raised.value.transient is False
 
 
 def test_a_result_that_is_lost_is_told_at_once(clock: FakeClock) -> None:
@@ -196,6 +197,20 @@ def test_what_passes_by_itself_is_tried_again_until_patience_ends(clock: FakeClo
     with pytest.raises(type(error)):
         GuestAgent(FakeAgent(clock), clock, patience=60).patiently(lambda: raising(error, tries))
     assert 60 <= len(tries) <= 62
+
+
+def test_patience_begins_with_the_first_failure(clock: FakeClock) -> None:
+    """What takes long may fail at its very end, when the agent is away for a moment."""
+
+    def attempt() -> str:
+        tries.append(0)
+        if len(tries) > 1:
+            return "done"
+        clock.advance(80)
+        raise AgentSilent("no", remedy="")
+
+    tries: list[float] = []
+    assert GuestAgent(FakeAgent(clock), clock, patience=60).patiently(attempt) == "done"
 
 
 def raising(error: FleetError, tries: list[float]) -> None:

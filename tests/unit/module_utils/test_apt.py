@@ -40,6 +40,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     RepositoryUntrusted,
     UpgradeFailed,
 )
+from ansible_collections.kvm.fleet.plugins.module_utils._exec import Command, run_command
 from ansible_collections.kvm.fleet.plugins.module_utils._manager import Failure, Progress, Shell, UpgradeOptions
 from ansible_collections.kvm.fleet.plugins.module_utils._packages import (
     KeptBack,
@@ -236,7 +237,60 @@ def test_an_unattended_run_waits_for_the_lock_and_asks_nothing_about_configurati
 def test_what_was_predicted_is_what_is_asked_for() -> None:
     prediction = Prediction((BASH,), arguments=("--with-new-pkgs", "upgrade", "tzdata=1"))
     command = Apt().command(prediction, UpgradeOptions())
-    assert (command[0], command[-3:]) == ("apt-get", ("--with-new-pkgs", "upgrade", "tzdata=1"))
+    assert command[:3] == ("env", "UCF_FORCE_CONFFOLD=1", "apt-get")
+    assert command[-3:] == ("--with-new-pkgs", "upgrade", "tzdata=1")
+    assert Apt().command(prediction, UpgradeOptions(conffiles="replace"))[1] == "UCF_FORCE_CONFFNEW=1"
+
+
+CERTIFICATES = "Updating certificates in /etc/ssl/certs...\nProcessing triggers for ca-certificates (20230311) ...\n"
+
+
+@pytest.mark.parametrize(
+    ("output", "kind"),
+    [
+        (f"{recorded('apt-2.6-upgrade-postinst-failed')}{CERTIFICATES}", MaintainerScriptFailed),
+        (f"{CERTIFICATES}E: Sub-process /usr/bin/dpkg returned an error code (1)\n", UpgradeFailed),
+        (
+            "dpkg: error: dpkg frontend lock was locked by another process with pid 4711\nNote: removing the lock\n",
+            PackageManagerLocked,
+        ),
+    ],
+)
+def test_a_failure_is_told_by_its_own_words(output: str, kind: type[FleetError]) -> None:
+    error = explain(Failure("upgrade", 2, output))
+    assert type(error) is kind
+    assert kind is not PackageManagerLocked or error.evidence["holder_pid"] == 4711
+
+
+def test_a_refresh_of_an_old_apt_that_calls_it_a_success_is_none(host: HostAgent) -> None:
+    """Before 2.1.16 it only warns of what it did not get."""
+    host.install(
+        "apt-get", "echo 'Err:1 file:/gone ./ InRelease'; echo 'W: Failed to fetch file:/gone/InRelease' >&2\n"
+    )
+    with pytest.raises(RepositoryUnreachable, match="file:/gone"):
+        Apt().refresh(Shell(GuestAgent(host, SystemClock()), {}), "")
+
+
+REPAIRED = """\
+echo "$*" >>{calls}
+[ "$(wc -l <{calls})" -gt 2 ] || {{ echo 'dpkg: error: dpkg frontend lock was locked by another process' >&2; exit 2; }}
+"""
+
+
+@pytest.mark.parametrize(("patience", "code"), [(60, 0), (0, 2)])
+def test_a_repair_waits_for_the_lock_that_dpkg_itself_does_not_wait_for(
+    host: HostAgent, tmp_path: Path, patience: int, code: int
+) -> None:
+    calls = tmp_path / "calls"
+    host.install("dpkg", REPAIRED.format(calls=calls))
+    host.install("apt-get", "echo apt-get\n")
+    host.install("sleep", "exit 0\n")
+    options = UpgradeOptions(lock_retries=1, lock_delay=patience)
+    argv = Apt().repair(options)
+    outcome = run_command(GuestAgent(host, SystemClock()), Command(argv, timeout=60))
+    assert (outcome.exit_code, outcome.stdout) == (code, "apt-get\n" if code == 0 else "")
+    assert ("locked by another process" in outcome.stderr) == (code != 0)
+    assert len(calls.read_text(encoding="utf-8").splitlines()) == (3 if code == 0 else 1)
 
 
 def test_a_simulation_writes_only_below_its_own_directory() -> None:
@@ -360,6 +414,48 @@ def test_security_updates_come_with_what_they_depend_on_and_nothing_else(host: H
     assert "bash" not in reasons(found)
     assert named(simulated(host, security_only=True, exclude=("liba",))) == {"ssl"}
     assert apt.root.is_dir()
+
+
+def test_an_update_that_supersedes_a_security_update_is_one(host: HostAgent, apt: RealApt) -> None:
+    """Its newest version comes from where all updates do, as is usual on Ubuntu."""
+    for name in ("superseded", "foreign", "older"):
+        apt.install(name, "2", **({"Architecture": "i386"} if name == "foreign" else {}))
+    apt.publish(
+        *("Ubuntu", "noble-updates"),
+        *(
+            offered(name, "4", **({"Architecture": "i386"} if name == "foreign" else {}))
+            for name in ("superseded", "foreign")
+        ),
+        offered("older", "4"),
+    )
+    apt.publish(
+        *("Ubuntu", "noble-security"),
+        offered("superseded", "3"),
+        offered("foreign", "3", Architecture="i386"),
+        offered("older", "1"),
+    )
+    security = {change.name: (change.security, change.new) for change in simulated(host).changes}
+    assert (security["superseded"], security["foreign"], security["older"]) == ((True, "4"), (True, "4"), (False, "4"))
+    only = {change.name: (change.security, change.new) for change in simulated(host, security_only=True).changes}
+    assert (only["superseded"], only["foreign"]) == ((True, "4"), (True, "4"))
+    assert "older" not in only
+
+
+@pytest.mark.parametrize("status", ["unpacked", "half-configured", "triggers-pending"])
+def test_what_somebody_else_has_left_half_done_is_interrupted(host: HostAgent, apt: RealApt, status: str) -> None:
+    """apt-get itself only says what it would configure."""
+    trigger = {"Triggers_Pending": "x"} if status == "triggers-pending" else {}
+    apt.install("half", "1", status=status, **trigger)
+    with pytest.raises(PackageStateInterrupted) as raised:
+        simulated(host)
+    assert raised.value.evidence["packages"] == ["half"]
+
+
+def test_what_dpkg_has_not_put_into_its_database_yet_is_interrupted(host: HostAgent, apt: RealApt) -> None:
+    (apt.root / "dpkg" / "updates").mkdir()
+    (apt.root / "dpkg" / "updates" / "0001").write_text("", encoding="ascii")
+    with pytest.raises(PackageStateInterrupted):
+        simulated(host)
 
 
 def test_what_a_security_update_depends_on_is_not_kept_back_whatever_its_repository_tells(

@@ -451,6 +451,13 @@ def test_a_refresh_insists_on_each_repository(clock: FakeClock, state: str) -> N
     assert (command[0] == "yum") is bool(state)
 
 
+@pytest.mark.parametrize("state", ["", "/var/tmp/x"])
+def test_a_refresh_takes_a_repositorys_key_from_where_it_is_configured(clock: FakeClock, state: str) -> None:
+    fake = FakeDnf({("makecache",): Ending()})
+    Dnf().refresh(Shell(GuestAgent(FakeAgent(clock, fake), clock), {}), state)
+    assert "-y" in fake.commands[0]
+
+
 def test_a_refresh_that_fails_is_explained(clock: FakeClock) -> None:
     gone = Ending(1, stderr=recorded("dnf-4.14-repository-gone").encode())
     shell = Shell(GuestAgent(FakeAgent(clock, lambda _call: gone), clock), {})
@@ -620,6 +627,66 @@ def test_a_failed_upgrade_keeps_its_code(tmp_path: Path) -> None:
     assert finished(tmp_path, log, 3, KVM_FLEET_CLEAN="yes") == (3, "")
 
 
+# --- repairing -----------------------------------------------------------------------------------
+
+# Each query names what is there twice until something was done about it.
+TWICE_INSTALLED = """\
+case $* in
+  *"remove --help") cat "$ROOT/help"; exit ;;
+  *repoquery*)
+    [ -e "$ROOT/mended" ] || case $* in
+      *latest-limit=1) echo b-0:2-1.noarch; echo c-3:2-1.x86_64 ;;
+      *latest-limit=-1) echo b-0:1-1.noarch ;;
+      *) echo b-0:1-1.noarch; echo b-0:2-1.noarch ;;
+    esac ;;
+  *) echo "dnf $*" >>"$ROOT/called"; [ "${0##*/}" = "$MENDED_BY" ] && : >"$ROOT/mended" ;;
+esac
+exit 0
+"""
+RPM_ERASES = """\
+#!/bin/sh
+case $1 in -qa) exit ;; esac
+echo "rpm $*" >>"$ROOT/called"
+[ "$MENDED_BY" != rpm ] || : >"$ROOT/mended"
+"""
+OLD_HELP = "".join(
+    line for line in recorded("dnf-5.4-remove-help").splitlines(keepends=True) if "--duplicates" not in line
+)
+REINSTALLED = "reinstall --skip-unavailable b-0:2-1.noarch c-3:2-1.x86_64"
+
+
+def repaired(program: Path, told: str, mended_by: str) -> tuple[int, list[str]]:
+    """The exit code of a repair where packages are there twice, and what it did, without dnf's usual options."""
+    root = program.parent
+    program.write_text(f"#!/bin/sh\n{TWICE_INSTALLED}")
+    (root / "rpm").write_text(RPM_ERASES)
+    (root / "rpm").chmod(0o755)
+    (root / "help").write_text(told)
+    environment = {"PATH": f"{root}:/usr/bin:/bin", "ROOT": str(root), "MENDED_BY": mended_by}
+    command = Dnf(str(program)).repair(NOW)
+    ran = subprocess.run(command, env=environment, stdin=subprocess.DEVNULL, check=False)
+    called = (root / "called").read_text().splitlines()
+    return ran.returncode, [" ".join(word for word in line.split() if "--set" not in word) for line in called]
+
+
+@pytest.mark.parametrize("told", [recorded("dnf-5.4-remove-help"), recorded("dnf-4.14-remove-help")])
+def test_packages_that_are_there_twice_are_mended_by_dnfs_own_means(program: Path, told: str) -> None:
+    assert repaired(program, told, "dnf") == (0, ["dnf -y remove --duplicates"])
+
+
+def test_a_dnf_that_cannot_remove_duplicates_installs_the_newest_again(program: Path) -> None:
+    assert repaired(program, OLD_HELP, "dnf") == (0, [f"dnf -y {REINSTALLED}"])
+
+
+def test_what_no_repository_has_any_more_is_left_to_rpm_which_removes_nothing_else(program: Path) -> None:
+    assert repaired(program, OLD_HELP, "rpm") == (0, [f"dnf -y {REINSTALLED}", "rpm -e -- b-0:1-1.noarch"])
+
+
+@pytest.mark.parametrize("told", [OLD_HELP, recorded("dnf-4.14-remove-help")])
+def test_what_is_still_there_twice_is_a_failure(program: Path, told: str) -> None:
+    assert repaired(program, told, "nobody")[0] == 1
+
+
 # --- progress ------------------------------------------------------------------------------------
 
 
@@ -700,6 +767,12 @@ PRE_FAILED = "at lab-library: %prein(lab-library-1.1-1.noarch) scriptlet failed,
         ("dnf-5.4-upgrade-bad-checksum", RepositoryUntrusted, "Failed to download packages"),
         ("dnf-4.14-upgrade-unsigned", RepositoryUntrusted, "Error: GPG check FAILED"),
         ("dnf-5.4-upgrade-unsigned", RepositoryUntrusted, "Transaction failed: Signature verification failed."),
+        (
+            "dnf-4.14-repository-untrusted-certificate",
+            RepositoryUntrusted,
+            "Failed to download metadata for repo 'lab'",
+        ),
+        ("dnf-5.4-repository-untrusted-certificate", RepositoryUntrusted, 'for repository "lab": Usable URL not found'),
     ],
 )
 @pytest.mark.parametrize("action", ["refresh", "upgrade"])
@@ -776,9 +849,20 @@ def test_the_packages_whose_scripts_failed_are_evidence(recording: str) -> None:
     assert explain(Failure("upgrade", 1, recorded(recording))).evidence["packages"] == ["lab-library"]
 
 
-def test_a_mirror_that_failed_is_not_what_failed_in_the_end() -> None:
-    output = "[MIRROR] a.rpm: Curl error (28): Timeout was reached\nError: Could not run transaction.\n"
+@pytest.mark.parametrize(
+    "met",
+    ["(28): Timeout was reached", "(60): SSL peer certificate or SSH remote key was not OK for https://a/a.rpm"],
+)
+def test_a_mirror_that_failed_is_not_what_failed_in_the_end(met: str) -> None:
+    output = f"[MIRROR] a.rpm: Curl error {met}\nError: Could not run transaction.\n"
     assert isinstance(explain(Failure("upgrade", 1, output)), UpgradeFailed)
+
+
+@pytest.mark.parametrize(
+    "recording", ["dnf-4.14-upgrade-ca-certificates-conflict", "dnf-5.4-upgrade-ca-certificates-conflict"]
+)
+def test_a_package_that_is_called_after_certificates_is_none(recording: str) -> None:
+    assert explain(Failure("upgrade", 1, recorded(recording))).__class__ is UpgradeFailed
 
 
 def test_a_script_that_met_rpms_lock_has_failed_itself() -> None:

@@ -66,7 +66,9 @@ def test_the_job_goes_in_by_standard_input_and_the_rest_as_arguments(clock: Fake
     start(GuestAgent(agent, clock), a_job("apt-get", "-o", "a b"))
     [call] = agent.calls
     assert call.stdin.decode() == job_script(a_job("apt-get", "-o", "a b"))
-    assert call.command[3:] == ["sh", _job.JOURNAL, "kvm-fleet-upgrade.service", "run-1", "/run/systemd/system"]
+    *told, asked = call.command[3:]
+    assert told == ["sh", _job.JOURNAL, "kvm-fleet-upgrade.service", "run-1", "/run/systemd/system"]
+    assert asked
 
 
 @pytest.mark.parametrize(
@@ -741,6 +743,18 @@ def test_a_flock_that_fails_is_no_answer(guest: GuestAgent, host: HostAgent) -> 
         look(guest)
 
 
+def test_a_start_whose_answer_got_lost_starts_nothing_twice(
+    host: HostAgent, with_systemd: GuestAgent, tmp_path: Path
+) -> None:
+    """The job may have ended by the time that it is asked for again, and failed at that."""
+    begun = tmp_path / "begun"
+    host.on_end = lambda: wait_for(lambda: begun.exists() and look(with_systemd).state is JobState.ENDED)
+    start(GuestAgent(host, HastyClock(), patience=60), a_job("/bin/sh", "-c", f"echo begun >>'{begun}'; exit 100"))
+    found = look(with_systemd)
+    assert (found.state, found.exit_code) == (JobState.ENDED, 100)
+    assert begun.read_text(encoding="ascii") == "begun\n"
+
+
 def test_a_journal_that_cannot_be_written_says_so(guest: GuestAgent, journal: Path) -> None:
     journal.parent.parent.mkdir(parents=True)
     journal.parent.touch()
@@ -762,7 +776,7 @@ FAR = 10_000
 def start_that_is_killed(host: HostAgent, job: Job, point: int) -> int:
     """Run what starts a job up to some command of it; tells how it ended."""
     script = KILL_AT.format(point=point) + _job._START
-    arguments = [_job.JOURNAL, _job.UNIT, job.run, _job._SYSTEMD]
+    arguments = [_job.JOURNAL, _job.UNIT, job.run, _job._SYSTEMD, job.run]
     return subprocess.run(
         ["/bin/bash", "--posix", "-c", script, "sh", *arguments],
         input=job_script(job).encode(),

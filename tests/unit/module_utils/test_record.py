@@ -27,6 +27,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._record import (
     StepStatus,
     begin,
     end,
+    keep,
     note,
     packages,
     parse,
@@ -178,10 +179,30 @@ def test_a_run_that_died_before_it_changed_anything_leaves_nothing_to_go_on_with
     ("outcome", "goes_on"), [("upgraded", False), ("unchanged", False), ("failed", False), ("refused", True)]
 )
 def test_work_that_was_brought_to_an_end_is_not_gone_on_with(outcome: str, goes_on: bool) -> None:
-    ended = let_go(cut_off(SNAPSHOT, UPGRADE), outcome, {"msg": "x"})
+    ended = let_go(cut_off(SNAPSHOT), outcome, {"msg": "x"})
     assert ended.ended == (None if goes_on else Ending("run-a", T0.at, outcome, {"msg": "x"}))
     assert (ended.lease, ended.unfinished) == (None, goes_on)
     assert bool(taken(OTHER, ended).steps) == goes_on
+
+
+@pytest.mark.parametrize("outcome", ["restarted", "unchanged", "failed"])
+def test_an_upgrade_that_nobody_has_ended_is_left_whatever_was_told(outcome: str) -> None:
+    record = cut_off(SNAPSHOT, UPGRADE)
+    assert let_go(record, outcome, {"msg": "x"}).unfinished
+    failed = end(record, UPGRADE, StepStatus.FAILED, {"msg": "the time was over"}, T0)
+    gone_on = taken(OTHER, let_go(failed, outcome, {"msg": "x"}))
+    told = resumed(gone_on)
+    assert told is not None
+    assert (told["snapshot"], len(gone_on.steps)) == ("s", 2)
+    done = end(gone_on, UPGRADE, StepStatus.DONE, {"packages": [], "config_files": []}, T0)
+    assert not let_go(done, "unchanged").unfinished
+
+
+def test_what_was_before_is_kept_once_and_not_after_the_first_step() -> None:
+    record = keep(taken(), {"failed_units": ["a.service"]})
+    assert keep(record, {"failed_units": []}).baseline["failed_units"] == ["a.service"]
+    begun = begin(taken(), SNAPSHOT, "run-a", {"name": "s"}, T0)
+    assert "failed_units" not in keep(begun, {"failed_units": ["a.service"]}).baseline
 
 
 def test_a_guest_that_a_failed_run_may_have_left_off_is_gone_on_with() -> None:

@@ -311,7 +311,7 @@ def test_where_no_update_is_a_security_update_nothing_is_predicted(clock: FakeCl
 
 def test_an_upgrade_without_room_is_refused_before_anything_has_changed(clock: FakeClock) -> None:
     guest = UpgradingGuest(clock)
-    guest.free = b"free 100 /\nfree 100 /\nfree 100 /\nkernel 0\n"
+    guest.free = b"free 100 /dev/vda1 /\nfree 100 /dev/vda1 /\nfree 100 /dev/vda1 /\nkernel 0\n"
     with pytest.raises(DiskFull) as raised:
         upgrade(guest.port, UpgradeOptions())
     assert raised.value.evidence["mount"] == "/"
@@ -493,7 +493,7 @@ def test_what_was_predicted_is_carried_out_as_one_job(
     names = ("KVM_FLEET_AUTOREMOVE", "KVM_FLEET_CLEAN", "KVM_FLEET_CONFFILES")
     assert tuple(job.environment[name] for name in names) == environment
     assert job.environment["LC_ALL"] == "C"
-    assert job.command[0] == "apt-get"
+    assert job.command[2] == "apt-get"
     assert {"DPkg::Lock::Timeout=90", "APT::Status-Fd=3"} <= set(job.command)
     assert list(job.command[-len(words) :]) == words
 
@@ -665,6 +665,17 @@ def test_after_the_interval_an_upgrade_is_underway_and_the_next_call_follows_it_
         assert one.elapsed == pytest.approx(30 * number, abs=1)
 
 
+def test_an_interval_that_is_over_before_the_first_look_still_tells_how_far_it_is(clock: FakeClock) -> None:
+    """On a slow guest, asking for the job may take longer than the interval."""
+    guest = UpgradingGuest(clock, duration=100)
+    guest.progress = ["pmstatus:bash:42.8:Unpacking bash (amd64)"]
+    options = UpgradeOptions(run="mine", interval=0)
+    upgrade(guest.port, options)
+    found = upgrade(guest.port, options)
+    assert isinstance(found, Underway)
+    assert found.progress == Progress(42, "bash", "Unpacking bash (amd64)")
+
+
 def test_an_interval_that_passes_during_a_repair_leaves_the_upgrade_to_the_next_call(clock: FakeClock) -> None:
     guest = UpgradingGuest(clock, interrupted=True, duration=40)
     options = UpgradeOptions(run="mine", interval=30)
@@ -764,6 +775,15 @@ def test_the_deadline_counts_from_the_upgrades_beginning_whoever_follows_it(cloc
     assert isinstance(upgrade(guest.port, options), Underway)
     with pytest.raises(UpgradeTimeout, match="had not ended after 100 s"):
         upgrade(guest.port, options)
+
+
+def test_a_guest_that_never_says_how_long_it_has_been_at_it_is_not_waited_for_for_ever(clock: FakeClock) -> None:
+    guest = UpgradingGuest(clock, duration=10_000, stop=Stop(1, "ended 130"))
+    guest.tells_its_uptime = False
+    began = clock.monotonic()
+    with pytest.raises(UpgradeTimeout):
+        upgrade(guest.port, UpgradeOptions(timeout=100))
+    assert clock.monotonic() - began < 200
 
 
 def test_what_a_stopped_upgrade_has_left_is_upgraded_by_the_next_run(clock: FakeClock) -> None:

@@ -370,6 +370,23 @@ FAILURES: list[tuple[str, Failure, type[FleetError], str]] = [
         ),
     ),
     (
+        "certificate",
+        Failure("refresh", 4, recorded("repository-untrusted-certificate-xml")),
+        RepositoryUntrusted,
+        (
+            "the guest does not trust one of its repositories: Repository 'lab' is invalid. "
+            "[lab|https://127.0.0.1:8443/] Valid metadata not found at specified URL"
+        ),
+    ),
+    (
+        "a package called after certificates",
+        Failure("upgrade", 8, recorded("upgrade-ca-certificates-terminated")),
+        UpgradeFailed,
+        (
+            "zypper upgrade failed in the guest: (1/2) Installing: ca-certificates-2024.2-1.noarch [....done]"
+        ),
+    ),
+    (
         "package unsigned",
         Failure("upgrade", 8, recorded("upgrade-unsigned")),
         RepositoryUntrusted,
@@ -481,6 +498,7 @@ class Answers:
         self.answers: dict[str, str | Ending] = answers
         self.asked: list[tuple[str, list[str]]] = []
         self.locks = ""
+        self.facts = ""
         self.agent = FakeAgent(FakeClock(), self._program)
         self.shell = Shell(GuestAgent(self.agent, FakeClock()), Zypper().environment)
 
@@ -488,6 +506,8 @@ class Answers:
         _shell, _c, text, _sh, *arguments = call.command
         if text == _locks.LOOK:
             return Ending(stdout=self.locks.encode())
+        if text == _zypper._FACTS:
+            return Ending(stdout=self.facts.encode())
         assert text == _zypper._LOOK
         state, locks, patterns, *words = arguments
         self.asked.append((f"{state} {locks} {' '.join(patterns.split())}".strip(), words))
@@ -542,6 +562,37 @@ def test_everything_is_upgraded_and_security_updates_are_told_by_their_patches()
         ("/private no", ["--no-refresh", "install", "--dry-run", "--", "patch:LAB-2025-1"]),
         ("/private own", ["--no-refresh", "list-updates", "--all"]),
     ]
+
+
+def test_what_has_no_releases_is_upgraded_as_from_one_to_the_next() -> None:
+    guest = usual(update="", dist_upgrade=recorded("simulate-dist-upgrade-xml"))
+    guest.facts = "rolling\n"
+    found = guest.simulate()
+    assert found.arguments == ("dist-upgrade",)
+    # What would be installed again is no change.
+    sub = PackageChange("lab-sub", "noarch", "1.0-1", "1.1-1")
+    assert [(change.name, change.new) for change in found.changes] == [
+        (change.name, change.new) for change in (APP, CONFIG, KERNEL, LIBRARY, sub, PLUGIN)
+    ]
+    assert guest.asked[0] == ("/private own", ["--no-refresh", "dist-upgrade", "--dry-run"])
+
+
+def test_packages_that_are_there_twice_were_interrupted_by_whomever() -> None:
+    guest = usual(verify=recorded("verify-duplicates-xml"))
+    guest.facts = "twice lab-alone.noarch\ntwice lab-library.noarch\n"
+    with pytest.raises(PackageStateInterrupted, match=r"there twice: lab-alone, lab-library$"):
+        guest.simulate()
+    assert guest.asked == [("/private own", ["--no-refresh", "verify", "--dry-run"])]
+
+
+@pytest.mark.parametrize(
+    "verify",
+    ["<stream><install-summary/></stream>", recorded("verify-duplicates-xml"), Ending(4, stdout=CONFLICT.encode())],
+)
+def test_packages_that_may_be_there_twice_or_cannot_be_mended_keep_nobody_from_asking(verify: str | Ending) -> None:
+    guest = usual(verify=verify)
+    guest.facts = "twice lab-several.x86_64\n"
+    assert len(guest.simulate().changes) == 6
 
 
 def test_nobody_can_tell_security_updates_without_patches() -> None:
@@ -812,7 +863,7 @@ def look(stubs: Stubs, *arguments: str) -> tuple[int, str]:
 
 def test_a_look_ahead_writes_to_the_private_state(stubs: Stubs) -> None:
     assert look(stubs, "/private", "own", "", "refresh")[0] == 0
-    assert stubs.called == ["--non-interactive --xmlout --cache-dir /private/cache refresh;;"]
+    assert stubs.called == ["--non-interactive --xmlout --cache-dir /private/cache refresh;10;"]
 
 
 @pytest.mark.parametrize(("locks", "patterns"), [("no", ""), ("own", "a\nb"), ("no", "a")])
@@ -821,7 +872,7 @@ def test_a_look_with_other_locks_leaves_none_of_them(stubs: Stubs, locks: str, p
     (stubs.root / "tmp").mkdir()
     stubs.exits(103)
     assert look(stubs, "", locks, patterns, "--no-refresh", "update")[0] == 103
-    assert stubs.called == ["--non-interactive --xmlout --no-refresh update;;conf"]
+    assert stubs.called == ["--non-interactive --xmlout --no-refresh update;10;conf"]
     assert list((stubs.root / "tmp").iterdir()) == []
 
 
@@ -888,6 +939,42 @@ def test_a_package_that_was_cut_off_is_installed_again_and_so_is_a_fresh_kernel(
         f"{BASE} install --force -- a.noarch;0;",
         f"{BASE} install --force -- kernel.x86_64=6.2-1;0;",
     ]
+
+
+def locked(stubs: Stubs) -> list[str]:
+    lines = (stubs.journal / "zypp.locks").read_text().splitlines()
+    return [line.split(": ")[1] for line in lines if line.startswith("solvable_name: ")]
+
+
+def test_a_repair_leaves_alone_what_is_excluded(stubs: Stubs) -> None:
+    assert stubs.run(Zypper().repair(UpgradeOptions(exclude=("a*", "$(id)"), lock_retries=0))) == 0
+    assert stubs.called == [f"{BASE} verify;0;conf"]
+    assert locked(stubs) == ["a*", "$(id)"]
+
+
+def test_what_was_cut_off_is_finished_although_it_is_excluded(stubs: Stubs) -> None:
+    (stubs.journal / "since").touch()
+    os.utime(stubs.journal / "since", (1000, 1000))
+    (stubs.root / "kernels").write_text("kernel.x86_64=6.2-1 1000\n")
+    (stubs.root / "installed").write_text("lib.so.noarch\nlib.so.noarch\nkernel.x86_64\n")
+    exclude = ("lib.[s]o", "lib.s", "kernel*", "kernel.x86_64", "other")
+    assert stubs.run(Zypper().repair(UpgradeOptions(exclude=exclude, lock_retries=0))) == 0
+    assert locked(stubs) == ["lib.s", "kernel.x86_64", "other"]
+    assert [call.split(" -- ")[-1] for call in stubs.called[1:]] == [
+        "lib.so.noarch;0;conf",
+        "kernel.x86_64=6.2-1;0;conf",
+    ]
+
+
+def test_facts_of_a_guest(stubs: Stubs) -> None:
+    (stubs.root / "kernels").write_text("kernel.x86_64=6.1-1 1\n")
+    (stubs.root / "installed").write_text("a.noarch\na.noarch\nb.i586\nb.x86_64\nkernel.x86_64\nkernel.x86_64\n")
+    release = stubs.root / "os-release"
+    release.write_text('NAME="openSUSE Tumbleweed"\nID="opensuse-tumbleweed"\n')
+    text = _zypper._FACTS.replace("/etc/os-release", str(release))
+    assert stubs.begin(("/bin/sh", "-c", text)).communicate(timeout=60)[0] == "rolling\ntwice a.noarch\n"
+    release.write_text("ID=opensuse-leap\n")
+    assert stubs.begin(("/bin/sh", "-c", text)).communicate(timeout=60)[0] == "twice a.noarch\n"
 
 
 @pytest.mark.parametrize(("installed", "code", "ends"), [("a", 4, 0), ("a\na", 4, 4), ("a", 7, 7), ("a\na", 102, 0)])

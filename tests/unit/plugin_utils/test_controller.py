@@ -68,6 +68,13 @@ def test_a_process_that_has_ended_is_gone(controller: FakeProc) -> None:
     assert owner_is_gone(owner, controller.path)
 
 
+def test_a_process_that_has_ended_and_was_not_reaped_is_gone(controller: FakeProc) -> None:
+    owner = owner_of(4999999, controller.path)
+    stat = controller.path / "4999999" / "stat"
+    stat.write_text(stat.read_text(encoding="ascii").replace(") S ", ") Z "), encoding="ascii")
+    assert owner_is_gone(owner, controller.path)
+
+
 def test_a_process_whose_pid_was_given_to_another_is_gone(controller: FakeProc) -> None:
     owner = owner_of(4999999, controller.path)
     restarted_as(controller, 501)

@@ -371,6 +371,16 @@ def test_an_earlier_run_that_has_left_nothing_to_do_makes_no_work() -> None:
     assert make_plan(SETTLED, {}, snapshot=True, restart="needed", resumed=RESUMED) == Plan(False, False, False, ())
 
 
+@pytest.mark.parametrize(("status", "again"), [("open", True), ("failed", True), ("done", False)])
+def test_an_upgrade_that_did_not_come_to_its_end_is_gone_on_with(status: str, again: bool) -> None:
+    """Even if nothing seems to be left of it: whoever goes on with it then puts its end on record."""
+    resumed = {**RESUMED, "steps": [{"name": "upgrade", "status": status, "run": "run-a"}]}
+    nothing = {"packages": [], "unfinished": "none"}
+    plan = make_plan(SETTLED, nothing, snapshot=True, restart="needed", resumed=resumed)
+    assert (plan.upgrade, plan.restart) == (again, False)
+    assert make_plan(SETTLED, {}, snapshot=True, restart="needed", resumed=resumed).upgrade is False
+
+
 def resumed_result(earlier: dict[str, Any], **taken: Any) -> dict[str, Any]:
     everything = {"lease": {"resumed": {**RESUMED, **earlier}, "taken_over": None}, "before": info(SETTLED), **taken}
     return make_result(GUEST, everything, duration=1, check_mode=False)

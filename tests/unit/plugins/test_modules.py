@@ -453,7 +453,7 @@ def test_an_upgrade_without_room_or_without_the_lock_is_refused_in_check_mode_to
     run: Run, hypervisor: FakeHypervisor, domain: FakeDomain, check: bool
 ) -> None:
     guest = upgrading(hypervisor, domain)
-    guest.free = b"free 100 /var\nfree 100 /\nfree 100 /\nkernel 0\n"
+    guest.free = b"free 100 /dev/vda2 /var\nfree 100 /dev/vda1 /\nfree 100 /dev/vda1 /\nkernel 0\n"
     assert run("guest_upgrade", name="web1", check=check)["error_code"] == "disk_full"
     guest.locked_for = 10**6
     guest.held = b"/var/lib/dpkg/lock\t7\t1\t100.0\tapt\n"

@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+import os
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +25,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._record import Record
 from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import STAMP
 from ansible_collections.kvm.fleet.plugins.module_utils._store import Store, records_directory
 from ansible_collections.kvm.fleet.plugins.module_utils._upgrade import Underway, Upgraded
+from tests.unit.fake_agent import Call, Ending
 from tests.unit.fake_hypervisor import EMULATOR, FakeDomain, FakeHypervisor
 from tests.unit.plugins.conftest import Run
 from tests.unit.upgrading_guest import UpgradingGuest
@@ -208,6 +211,19 @@ def test_a_snapshot_that_somebody_has_deleted_is_made_again(run: Run, leased: Fa
     assert [found.name for found in leased.snapshots()] == [name]
 
 
+def test_the_name_of_a_snapshot_that_is_gone_is_not_used_for_what_came_after_it(
+    run: Run, hypervisor: FakeHypervisor, leased: FakeDomain
+) -> None:
+    name = snapshot(run)["snapshot"]["name"]
+    restart(run)
+    with killed_in(leased, "delete_snapshot", after=True):
+        snapshot(run, snapshot=name, state="absent")
+    hypervisor.clock.advance(60)
+    take(run, "b")
+    made = snapshot(run, "b")
+    assert (made["changed"], made["snapshot"]["name"] != name) == (True, True)
+
+
 def test_a_snapshot_that_failed_is_on_record_as_that(run: Run, leased: FakeDomain, store: Store) -> None:
     leased.faults["create_snapshot"] = UpgradeFailed("the disk is full", remedy="Free some.")
     assert snapshot(run)["failed"]
@@ -329,6 +345,57 @@ def test_a_guest_that_goes_off_after_its_run_has_given_up_is_started_by_the_next
     assert restart(run, "b")["steps"] == ["start", "wait_for_agent"]
 
 
+def test_a_guest_that_was_started_again_and_goes_off_later_is_left_off(run: Run, leased: FakeDomain) -> None:
+    leased.habits.boots_in = 1000
+    assert restart(run)["error_code"] == "agent_silent"
+    run("guest_lease", name="web1", run="run-a", state="absent", outcome="failed")
+    leased.go_off()
+    [info] = run("domain_info", names=["web1"])["domains"]
+    assert (info["run"]["unfinished"], info["run"]["shut_down"]) == (False, False)
+
+
+@pytest.mark.parametrize("after", [False, True])
+def test_a_restart_that_was_gone_on_with_has_started_the_guest_too(run: Run, leased: FakeDomain, after: bool) -> None:
+    leased.habits.boots_in = 1000
+    with killed_in(leased, "start", after=after):
+        restart(run)
+    take(run, "b")
+    assert restart(run, "b")["error_code"] == "agent_silent"
+    leased.go_off()
+    [info] = run("domain_info", names=["web1"])["domains"]
+    assert info["run"]["shut_down"] is False
+
+
+def test_a_guest_that_is_still_shutting_down_for_a_dead_run_is_waited_for(run: Run, leased: FakeDomain) -> None:
+    pid, boot_id = leased.pid, leased.boot_id
+    leased.habits.shuts_down_after = 40
+    with killed_in(leased, "shutdown", after=True):
+        restart(run)
+    leased.agent.silent = True
+    assert take(run, "b")["resumed"]["restarting"] is True
+    assert restart(run, "b", check=True)["steps"] == ["shut_down", "start", "wait_for_agent"]
+    done = restart(run, "b")
+    assert (done["restarted"], done["before"]["pid"], done["before"]["boot_id"]) == (True, pid, boot_id)
+    assert (leased.pid != pid, leased.boot_id != boot_id) == (True, True)
+
+
+def test_a_guest_is_not_restarted_under_an_upgrade_that_is_on_record(
+    run: Run, hypervisor: FakeHypervisor, leased: FakeDomain
+) -> None:
+    guest = UpgradingGuest(hypervisor.clock, duration=100)
+    leased.agent.program = guest.agent.program
+    assert upgrade(run, interval=10)["finished"] is False
+    take(run, "b")
+    leased.changes.clear()
+    for check in (True, False):
+        refused = restart(run, "b", check=check)
+        assert (refused["error_code"], refused["evidence"]["run"]) == ("upgrade_running", "run-a")
+    assert leased.changes == []
+    run("guest_lease", name="web1", run="run-b", state="absent", outcome="refused")
+    [info] = run("domain_info", names=["web1"])["domains"]
+    assert info["run"]["unfinished"] is True
+
+
 def test_a_hypervisor_that_was_rebooted_has_started_the_guest_itself(
     run: Run, leased: FakeDomain, store: Store
 ) -> None:
@@ -353,7 +420,7 @@ class Upgrades:
     def __init__(self) -> None:
         self.results: list[Upgraded | Underway | UpgradeFailed] = []
         self.began = 0
-        self.forgotten: list[str | None] = []
+        self.forgotten: list[set[str] | None] = []
 
     def upgrade(self, *_given: object) -> Upgraded | Underway:
         self.began += 1
@@ -362,8 +429,8 @@ class Upgrades:
             raise result
         return result
 
-    def forget(self, _guest: object, of_run: str | None = None) -> None:
-        self.forgotten.append(of_run)
+    def forget(self, _guest: object, of_runs: Collection[str] | None = None) -> None:
+        self.forgotten.append(None if of_runs is None else set(of_runs))
 
 
 @pytest.fixture
@@ -399,7 +466,7 @@ def test_the_result_is_on_record_before_the_journal_goes(
     told = take(run, "b")["resumed"]
     assert (told["cut_off"], [change["name"] for change in told["packages"]]) == ("after the upgrade", ["app"])
     assert upgrade(run, "b")["packages"] == []
-    assert upgrades.forgotten == ["run-a", None]
+    assert upgrades.forgotten == [{"run-a"}, None]
 
 
 def test_an_upgrade_that_is_followed_is_one_step(
@@ -447,7 +514,7 @@ def test_only_a_journal_whose_result_is_on_record_goes(
     hypervisor: FakeHypervisor, left: str, left_by: str, goes: bool
 ) -> None:
     guest = UpgradingGuest(hypervisor.clock, left=left, left_by=left_by, duration=60)
-    _upgrade.forget(guest.port, of_run="run-a")
+    _upgrade.forget(guest.port, of_runs={"run-a", "run-c"})
     assert (guest.look.state is JobState.NONE) == goes
 
 
@@ -462,6 +529,104 @@ def test_what_several_runs_have_upgraded_is_told_once_in_the_end(
     assert [change["name"] for change in told] == ["bash", "libssl3"]
     assert again == []
     assert guest.look.state is JobState.NONE
+
+
+class Boundaries:
+    """Everything that a cycle changes on the hypervisor, in its order; the run dies at one of these, before or after.
+
+    Records are written in two of them: their content, and their place.
+    """
+
+    def __init__(self, patch: pytest.MonkeyPatch, domain: FakeDomain) -> None:
+        self.reached = 0
+        self.dies_at: int | None = None
+        for where, name in (
+            (domain, "create_snapshot"),
+            (domain, "shutdown"),
+            (domain, "start"),
+            (domain, "delete_snapshot"),
+            (_upgrade, "upgrade"),
+            (_upgrade, "forget"),
+            (os, "fsync"),
+            (Path, "replace"),
+        ):
+            patch.setattr(where, name, self._boundary(getattr(where, name)))
+
+    def _boundary(self, real: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*arguments: Any, **options: Any) -> Any:
+            self._pass()
+            result = real(*arguments, **options)
+            self._pass()
+            return result
+
+        return call
+
+    def _pass(self) -> None:
+        self.reached += 1
+        if self.reached == self.dies_at:
+            raise Killed
+
+
+def cycle(run: Run, who: str) -> dict[str, Any]:
+    """What the role does of a guest, of which it has decided that it needs all of it; returns the whole result."""
+    resumed = take(run, who)["resumed"] or {"packages": []}
+    if resumed.get("restarting"):
+        assert not restart(run, who).get("failed")
+    for told in (snapshot(run, who), done := upgrade(run, who), power := restart(run, who)):
+        assert not told.get("failed"), told
+    run("guest_lease", name="web1", run=f"run-{who}", state="absent", outcome="upgraded")
+    return {"packages": [*resumed["packages"], *done["packages"]], "restarted": power["restarted"]}
+
+
+def test_a_run_that_dies_at_any_boundary_is_brought_to_its_end_by_the_next(
+    run: Run, hypervisor: FakeHypervisor, domain: FakeDomain, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    boundaries = Boundaries(monkeypatch, domain)
+    hypervisor.clock.advance(60)
+    cycle_length = 0
+    at = 0
+    while at == 0 or at <= cycle_length:
+        guest = UpgradingGuest(hypervisor.clock)
+        domain.agent.program = with_boot_ids(domain, guest)
+        hypervisor.clock.advance(3 * 3600)
+        pid, boot_id = domain.pid, domain.boot_id
+        domain.changes.clear()
+        known = {found.name for found in domain.snapshots()}
+        boundaries.reached, boundaries.dies_at = 0, at or None
+        if at:
+            with pytest.raises(Killed):
+                cycle(run, "a")
+            hypervisor.clock.advance(60)
+            boundaries.dies_at = None
+        where = f"killed at boundary {at} of {cycle_length}"
+        record = store.read(domain.uuid)
+        # Killed when all of it was over, the run has nothing to go on with.
+        if record is None or record.ended is None or record.ended.run != "run-a" or at == 0:
+            result = cycle(run, "b")
+            assert {change["name"] for change in result["packages"]} == {"bash", "libssl3"}, where
+            assert result["restarted"] is True, where
+        cycle_length = cycle_length or boundaries.reached
+        assert len({found.name for found in domain.snapshots()} - known) == 1, where
+        assert (domain.changes.count("create_snapshot"), domain.changes.count("start")) == (1, 1), where
+        assert (domain.pid != pid, domain.boot_id != boot_id, domain.agent.silent) == (True, True, False), where
+        assert guest.packages == {"bash": "2", "libssl3": "2"}, where
+        assert guest.kinds == ["upgrade"], where
+        record = record_of(store, domain)
+        assert (record.lease, record.unfinished, guest.look.state) == (None, False, JobState.NONE), where
+        store.path(domain.uuid).unlink()
+        at += 1
+    assert cycle_length > 40  # or the boundaries are none
+
+
+def with_boot_ids(domain: FakeDomain, guest: UpgradingGuest) -> Callable[[Call], Ending]:
+    """The guest that is upgraded, in the domain that is restarted."""
+
+    def program(call: Call) -> Ending:
+        if call.command == ["cat", "/proc/sys/kernel/random/boot_id"]:
+            return Ending(stdout=f"{domain.boot_id}\n".encode())
+        return guest.agent.program(call)
+
+    return program
 
 
 def test_snapshots_of_others_are_none_of_the_run(run: Run, leased: FakeDomain) -> None:
