@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lab.clock import wait_until
-from tests.integration.runs import module, refusal
+from tests.integration.runs import module, playbook, refusal
 
 if TYPE_CHECKING:
     from lab.fixtures import MakeGuest
@@ -232,6 +232,19 @@ def test_the_whole_hypervisor_in_one_call(make_guest: MakeGuest, shared_guest: G
     assert guests[off.name]["state"] == "shut_off"
     assert guests[shared_guest.name]["agent"]["state"] == "answering"
     assert list(guests) == sorted(guests)
+
+
+def test_the_status_says_at_a_glance_whether_commands_are_allowed(make_guest: MakeGuest, pristine_guest: Guest) -> None:
+    off = make_guest(start=False)
+    pristine_guest.block_agent_commands(*EXEC)
+    pristine_guest.write_file("/run/reboot-required", b"")
+    run = playbook("status", guests=[pristine_guest.name, off.name])
+    assert run.exit_code == 0, run.output
+    rows = [line.split() for line in run.output.splitlines() if line.startswith((pristine_guest.name, off.name))]
+    assert {row[0]: row[-4:] for row in rows} == {
+        pristine_guest.name: ["connected", "blocked", "required", "0"],
+        off.name: ["unknown", "unknown", "unknown", "0"],
+    }
 
 
 # --- refusals ------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from datetime import UTC, datetime
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -111,7 +111,7 @@ STAT = "600 (qemu ) S (ga) S 1 600 600 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 2 0 123
 @pytest.mark.parametrize(
     ("agent", "boot", "since"),
     [
-        (STAT, "cpu 1\nbtime 1772330400\nx", datetime(2026, 3, 1, 2, 0, 12, 340000, UTC)),
+        (STAT, "cpu 1\nbtime 1772330400\nx", datetime.fromisoformat("2026-03-01T02:00:12.340000+00:00")),
         (STAT, "cpu 1\n", None),
         (STAT, None, None),
         (None, "btime 1772330400\n", None),
