@@ -19,6 +19,7 @@ COLLECTION = "ansible_collections.kvm.fleet.plugins."
 # What decides: no Ansible, no libvirt, and nothing of the collection that has them.
 PURE = [
     "module_utils/_agent.py",
+    "module_utils/_agent_files.py",
     "module_utils/_apt.py",
     "module_utils/_clock.py",
     "module_utils/_dnf.py",
@@ -28,6 +29,9 @@ PURE = [
     "module_utils/_errors.py",
     "module_utils/_exec.py",
     "module_utils/_failures.py",
+    "module_utils/_guest_facts.py",
+    "module_utils/_guest_files.py",
+    "module_utils/_guest_info.py",
     "module_utils/_job.py",
     "module_utils/_lease.py",
     "module_utils/_locks.py",
@@ -42,6 +46,7 @@ PURE = [
     "module_utils/_restart.py",
     "module_utils/_results.py",
     "module_utils/_room.py",
+    "module_utils/_rpcs.py",
     "module_utils/_rpm.py",
     "module_utils/_snapshot.py",
     "module_utils/_snapshot_xml.py",
