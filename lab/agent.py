@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import tempfile
 from contextlib import contextmanager
@@ -79,7 +80,7 @@ def local_agent(block_rpcs: Sequence[str] = ()) -> Iterator[Path]:
         stderr=subprocess.DEVNULL,
     )
     try:
-        if not wait_until(lambda: address.exists() or process.poll() is not None, LISTENS_WITHIN_S, every_s=0.01):
+        if not wait_until(lambda: _listens(address) or process.poll() is not None, LISTENS_WITHIN_S, every_s=0.01):
             raise AgentFailed(f"qemu-ga does not listen after {LISTENS_WITHIN_S} s", f"run {program} by hand")
         if process.poll() is not None:
             raise AgentFailed(f"qemu-ga ended with {process.returncode}", f"run {program} by hand")
@@ -88,3 +89,13 @@ def local_agent(block_rpcs: Sequence[str] = ()) -> Iterator[Path]:
         process.kill()
         process.wait()
         shutil.rmtree(directory)
+
+
+def _listens(address: Path) -> bool:
+    # The socket's file is there a moment before anybody listens on it.
+    with socket.socket(socket.AF_UNIX) as connection:
+        try:
+            connection.connect(str(address))
+        except (FileNotFoundError, ConnectionRefusedError):
+            return False
+    return True

@@ -10,9 +10,9 @@ What a guest answers is untrusted: it is parsed strictly, and an answer outside 
 from __future__ import annotations
 
 import base64
-import binascii
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -25,12 +25,25 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     CommandResultLost,
     CommandTimeout,
     FleetError,
+    GuestUnsupported,
+    InvalidRequest,
 )
 
 T = TypeVar("T")
 
 REPLY_TIMEOUT = 15
 """Seconds that one answer may take. Every request used here is answered at once by an agent that is alive."""
+
+
+FILE_CHUNK = 512 * 1024
+"""Bytes of a file in one message. libvirt's RPC carries no string above 4 MiB, and these are in base64."""
+
+READ_COMMANDS = ("guest-file-open", "guest-file-read", "guest-file-close")
+WRITE_COMMANDS = ("guest-file-open", "guest-file-write", "guest-file-flush", "guest-file-close")
+
+# ENOENT and ENOTDIR by strerror. The protocol has no code for them, and the agent never sets a locale, so these words
+# are the same in every guest. They end the message, behind a path that may have them, too.
+_NO_SUCH_FILE = (": No such file or directory", ": Not a directory")
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,28 @@ class Finished:
     stdout: bytes
     stderr: bytes
     duration: float
+
+
+@dataclass(frozen=True)
+class OsInfo:
+    """The guest's operating system, as its os-release and its kernel say it; empty where they do not."""
+
+    id: str
+    name: str
+    version: str
+    kernel: str
+
+
+@dataclass(frozen=True)
+class FileSystem:
+    """A mounted file system of the guest. Sizes are in bytes, as users other than root may use them; old agents do not
+    tell them.
+    """
+
+    mountpoint: str
+    type: str
+    total: int | None
+    used: int | None
 
 
 class GuestAgent:
@@ -148,8 +183,8 @@ class GuestAgent:
             exited=True,
             exit_code=_number(answer, "exitcode", "guest-exec-status") if "exitcode" in answer else None,
             signal=_number(answer, "signal", "guest-exec-status") if "signal" in answer else None,
-            stdout=_bytes(answer, "out-data"),
-            stderr=_bytes(answer, "err-data"),
+            stdout=_bytes(answer, "out-data", "guest-exec-status"),
+            stderr=_bytes(answer, "err-data", "guest-exec-status"),
         )
 
     def run(self, argv: Sequence[str], *, timeout: float, stdin: bytes | None = None) -> Finished:
@@ -180,6 +215,103 @@ class GuestAgent:
             remedy="Give it more time, or find out in the guest what it waits for.",
             evidence={"pid": pid},
         )
+
+    def os_info(self) -> OsInfo:
+        """Ask what system the guest runs. Raises AgentCommandBlocked."""
+        answer = _mapping(self._permitted("guest-get-osinfo"), "guest-get-osinfo")
+
+        def told(*keys: str) -> str:
+            found = [_text(answer, key, "guest-get-osinfo") for key in keys if key in answer]
+            return found[0] if found else ""
+
+        return OsInfo(told("id"), told("pretty-name", "name"), told("version-id", "version"), told("kernel-release"))
+
+    def file_systems(self) -> Sequence[FileSystem]:
+        """Ask which file systems are mounted from disks. Raises AgentCommandBlocked."""
+        answer = self._permitted("guest-get-fsinfo")
+        if not isinstance(answer, list):
+            raise _protocol_error("guest-get-fsinfo", answer)
+        return [_file_system(_mapping(entry, "guest-get-fsinfo")) for entry in answer]
+
+    def read_file(self, path: str, most: int) -> bytes | None:
+        """All of a file, or None where there is none. One of more than ``most`` bytes is refused by GuestUnsupported.
+
+        Raises AgentCommandBlocked, and AgentCommandFailed for what is there and cannot be read, as a directory.
+        """
+        _check_path(path)
+        content = b""
+        try:
+            with self._opened(path, "r") as handle:
+                ended = False
+                while not ended and len(content) <= most:
+                    part, ended = self._read_part(handle, min(FILE_CHUNK, most + 1 - len(content)))
+                    content += part
+        except AgentCommandFailed as error:
+            if error.message.endswith(_NO_SUCH_FILE):
+                return None
+            self.require(*READ_COMMANDS)
+            raise
+        if len(content) > most:
+            raise GuestUnsupported(
+                f"{path} in the guest has more than {most} bytes",
+                remedy="See in the guest what it is: a file that is read from here is small.",
+                evidence={"path": path},
+            )
+        return content
+
+    def write_file(self, path: str, content: bytes, *, in_place: bool) -> None:
+        """Put ``content`` into a file from its beginning on, and have the guest's kernel take it.
+
+        What stood there is cut off before; ``in_place`` writes over it instead, and keeps what is behind the end of
+        ``content``. Only the first makes a file that is missing, with a mode that lets everybody write to it.
+        Raises AgentCommandBlocked before anything is touched.
+        """
+        _check_path(path)
+        self.require(*WRITE_COMMANDS)
+        with self._opened(path, "r+" if in_place else "w") as handle:
+            for start in range(0, len(content), FILE_CHUNK):
+                self._write_part(handle, content[start : start + FILE_CHUNK])
+            # Until now all of it may be in the agent's own buffer. A disk that is full is told here, or nowhere.
+            self._call("guest-file-flush", {"handle": handle})
+
+    @contextmanager
+    def _opened(self, path: str, mode: str) -> Iterator[int]:
+        answer = self._call("guest-file-open", {"path": path, "mode": mode})
+        handle = _number({"handle": answer}, "handle", "guest-file-open")
+        try:
+            yield handle
+        except FleetError:
+            with suppress(FleetError):  # what went wrong first is what the user is told
+                self._call("guest-file-close", {"handle": handle})
+            raise
+        self._call("guest-file-close", {"handle": handle})
+
+    def _read_part(self, handle: int, count: int) -> tuple[bytes, bool]:
+        """As much as there is, up to ``count`` bytes, and whether that was the end."""
+        answer = _mapping(self._call("guest-file-read", {"handle": handle, "count": count}), "guest-file-read")
+        part = _bytes(answer, "buf-b64", "guest-file-read")
+        # Without either, the agent would be asked for ever.
+        if len(part) > count or not (part or answer.get("eof") is True):
+            raise _protocol_error("guest-file-read", answer)
+        return part, answer.get("eof") is True
+
+    def _write_part(self, handle: int, part: bytes) -> None:
+        data = base64.b64encode(part).decode("ascii")
+        answer = _mapping(self._call("guest-file-write", {"handle": handle, "buf-b64": data}), "guest-file-write")
+        if _number(answer, "count", "guest-file-write") != len(part):
+            raise AgentCommandFailed(
+                "the guest agent has written a part of a file only",
+                remedy="See whether the guest's file system has room left, and the file itself.",
+                evidence={"bytes": len(part), "written": answer["count"]},
+            )
+
+    def _permitted(self, command: str) -> object:
+        """The answer to a command that takes no arguments. Raises AgentCommandBlocked."""
+        try:
+            return self._call(command)
+        except AgentCommandFailed:
+            self.require(command)
+            raise
 
     def _call(
         self, command: str, arguments: Mapping[str, object] | None = None, timeout: int = REPLY_TIMEOUT
@@ -217,13 +349,25 @@ def _number(answer: Mapping[str, object], key: str, command: str) -> int:
     return value
 
 
-def _bytes(answer: Mapping[str, object], key: str) -> bytes:
+def _bytes(answer: Mapping[str, object], key: str, command: str) -> bytes:
     if key not in answer:
         return b""
     try:
-        return base64.b64decode(_text(answer, key, "guest-exec-status"), validate=True)
-    except binascii.Error as error:
-        raise _protocol_error("guest-exec-status", answer) from error
+        # Its ValueError is binascii's too: text that is not ASCII is no base64 either.
+        return base64.b64decode(_text(answer, key, command), validate=True)
+    except ValueError as error:
+        raise _protocol_error(command, answer) from error
+
+
+def _file_system(entry: Mapping[str, object]) -> FileSystem:
+    command = "guest-get-fsinfo"
+    total, used = (_number(entry, key, command) if key in entry else None for key in ("total-bytes", "used-bytes"))
+    return FileSystem(_text(entry, "mountpoint", command), _text(entry, "type", command), total, used)
+
+
+def _check_path(path: str) -> None:
+    if not path.startswith("/") or "\0" in path:
+        raise InvalidRequest(f"{path!r} is no path of a file in a guest", remedy="Give an absolute path without NUL.")
 
 
 def _protocol_error(command: str, answer: object) -> AgentProtocolError:

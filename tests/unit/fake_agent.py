@@ -18,6 +18,10 @@ from ansible_collections.kvm.fleet.plugins.module_utils._exec import LAUNCHER
 from tests.unit.fake_clock import FakeClock
 
 COMMANDS = ("guest-ping", "guest-info", "guest-exec", "guest-exec-status")
+FILE_COMMANDS = ("guest-file-open", "guest-file-read", "guest-file-write", "guest-file-flush", "guest-file-close")
+LOOK_COMMANDS = ("guest-get-osinfo", "guest-get-fsinfo")
+ALL_COMMANDS = (*COMMANDS, *FILE_COMMANDS, *LOOK_COMMANDS)
+DIRECTORIES = frozenset({"/", "/etc", "/etc/qemu", "/run"})
 
 
 @dataclass(frozen=True)
@@ -62,12 +66,23 @@ def in_turn(endings: Iterable[Ending]) -> Program:
     return lambda _call: next(remaining)
 
 
+@dataclass
+class _Handle:
+    """An open file, and what was written to it and not flushed."""
+
+    path: str
+    mode: str
+    position: int = 0
+    written: bytes = b""
+
+
 class FakeAgent:
     """Answers as qemu-ga does.
 
     A process that has ended is forgotten once its status was read, and all of them are when the agent restarts.
     ``program`` says how a process ends. An agent that is ``silent`` lets each request run into its timeout; of
-    ``lost_answers`` many requests that it carries out, the answer gets lost on the way.
+    ``lost_answers`` many requests that it carries out, the answer gets lost on the way. ``files`` are the guest's by
+    their paths; one that is None is there and may not be read. With ``disk_full`` no file of the guest can grow.
     """
 
     def __init__(self, clock: FakeClock, program: Program = succeed) -> None:
@@ -77,12 +92,27 @@ class FakeAgent:
         self.lost_answers = 0
         self.requests: list[str] = []
         self.calls: list[Call] = []
+        self.files: dict[str, bytes | None] = {}
+        self.disk_full = False
+        self.os_info: dict[str, Any] = {
+            "id": "debian",
+            "name": "Debian GNU/Linux",
+            "pretty-name": "Debian GNU/Linux 12 (bookworm)",
+            "version-id": "12",
+            "kernel-release": "6.1.0-37-amd64",
+        }
+        self.file_systems: list[dict[str, Any]] = [
+            {"name": "vda", "mountpoint": "/", "type": "ext4", "total-bytes": 1000, "used-bytes": 400, "disk": []}
+        ]
+        self.handles: dict[int, _Handle] = {}
+        self._next_handle = 1000
         self._clock = clock
         self._processes: dict[int, tuple[float, Ending]] = {}
         self._next_pid = 100
 
     def restart(self) -> None:
         self._processes.clear()
+        self.handles.clear()
 
     def exchange(self, request: str, timeout: int) -> str:
         if self.silent:
@@ -90,15 +120,22 @@ class FakeAgent:
         message = json.loads(request)
         command, arguments = message["execute"], message.get("arguments", {})
         self.requests.append(command)
-        if command not in COMMANDS:
+        if command not in ALL_COMMANDS:
             raise refusal(command, f"The command {command} has not been found")
         if command in self.blocked:
             raise refusal(command, f"Command {command} has been disabled")
-        answers: dict[str, Callable[[], dict[str, Any]]] = {
+        answers: dict[str, Callable[[], Any]] = {
             "guest-ping": dict,
             "guest-info": self._info,
             "guest-exec": lambda: self._exec(arguments),
             "guest-exec-status": lambda: self._status(arguments["pid"]),
+            "guest-file-open": lambda: self._open(arguments["path"], arguments["mode"]),
+            "guest-file-read": lambda: self._read(arguments["handle"], arguments["count"]),
+            "guest-file-write": lambda: self._write(arguments["handle"], base64.b64decode(arguments["buf-b64"])),
+            "guest-file-flush": lambda: self._flush("guest-file-flush", arguments["handle"]),
+            "guest-file-close": lambda: self._close(arguments["handle"]),
+            "guest-get-osinfo": lambda: self.os_info,
+            "guest-get-fsinfo": lambda: self.file_systems,
         }
         answer = answers[command]()
         if self.lost_answers:
@@ -111,7 +148,9 @@ class FakeAgent:
         return AgentSilent("Guest agent is not responding", remedy="See whether it runs.")
 
     def _info(self) -> dict[str, Any]:
-        commands = [{"name": name, "enabled": name not in self.blocked, "success-response": True} for name in COMMANDS]
+        commands = [
+            {"name": name, "enabled": name not in self.blocked, "success-response": True} for name in ALL_COMMANDS
+        ]
         return {"version": "7.2.22", "supported_commands": commands}
 
     def _exec(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -139,6 +178,63 @@ class FakeAgent:
             if output:
                 answer[key] = base64.b64encode(output).decode("ascii")
         return answer
+
+    def _open(self, path: str, mode: str) -> int:
+        def cannot(why: str) -> AgentCommandFailed:
+            return refusal("guest-file-open", f"failed to open file '{path}' (mode: '{mode}'): {why}")
+
+        parent = path.rpartition("/")[0] or "/"
+        if parent in self.files:
+            raise cannot("Not a directory")
+        if path not in self.files and path not in DIRECTORIES and (mode != "w" or parent not in DIRECTORIES):
+            raise cannot("No such file or directory")
+        if path in DIRECTORIES and mode != "r":
+            raise cannot("Is a directory")
+        if path in self.files and self.files[path] is None:
+            raise cannot("Permission denied")
+        if mode == "w":
+            self.files[path] = b""
+        self._next_handle += 1
+        self.handles[self._next_handle] = _Handle(path, mode)
+        return self._next_handle
+
+    def _handle(self, command: str, handle: int) -> _Handle:
+        if handle not in self.handles:
+            raise refusal(command, f"handle '{handle}' has not been found")
+        return self.handles[handle]
+
+    def _read(self, handle: int, count: int) -> dict[str, Any]:
+        opened = self._handle("guest-file-read", handle)
+        content = self.files.get(opened.path)
+        if content is None:
+            raise refusal("guest-file-read", "failed to read file: Is a directory")
+        part = content[opened.position : opened.position + count]
+        opened.position += len(part)
+        return {"count": len(part), "buf-b64": base64.b64encode(part).decode("ascii"), "eof": len(part) < count}
+
+    def _write(self, handle: int, part: bytes) -> dict[str, Any]:
+        opened = self._handle("guest-file-write", handle)
+        if opened.mode == "r":
+            raise refusal("guest-file-write", "failed to write to file: Bad file descriptor")
+        opened.written += part
+        return {"count": len(part), "eof": False}
+
+    def _flush(self, command: str, handle: int) -> dict[str, Any]:
+        opened = self._handle(command, handle)
+        before, written = self.files.get(opened.path) or b"", opened.written
+        if self.disk_full and opened.position + len(written) > len(before):
+            opened.written = b""
+            raise refusal(command, "failed to flush file: No space left on device")
+        if opened.mode != "r":
+            end = opened.position + len(written)
+            self.files[opened.path] = before[: opened.position] + written + before[end:]
+            opened.position, opened.written = end, b""
+        return {}
+
+    def _close(self, handle: int) -> dict[str, Any]:
+        self._flush("guest-file-close", handle)
+        del self.handles[handle]
+        return {}
 
 
 def refusal(command: str, words: str) -> AgentCommandFailed:

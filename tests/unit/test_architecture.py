@@ -20,8 +20,9 @@ COLLECTION = "ansible_collections.kvm.fleet.plugins."
 PURE = [
     "module_utils/_agent.py",
     "module_utils/_agent_config.py",
-    "module_utils/_audit.py",
+    "module_utils/_agent_files.py",
     "module_utils/_apt.py",
+    "module_utils/_audit.py",
     "module_utils/_clock.py",
     "module_utils/_dnf.py",
     "module_utils/_domain.py",

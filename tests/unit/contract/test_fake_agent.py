@@ -31,11 +31,31 @@ def shell(call: Call) -> Ending:
     return Ending()
 
 
+class FakeDisk:
+    """The files of all fake agents of a test."""
+
+    directory = "/etc"
+
+    def __init__(self) -> None:
+        self.files: dict[str, bytes | None] = {}
+
+    def put(self, path: str, content: bytes) -> None:
+        self.files[path] = content
+
+    def content(self, path: str) -> bytes | None:
+        return self.files.get(path)
+
+
 class TestFakeAgent(AgentContract):
     @pytest.fixture
-    def open_agent(self, clock: FakeClock) -> OpenAgent:
+    def disk(self) -> FakeDisk:
+        return FakeDisk()
+
+    @pytest.fixture
+    def open_agent(self, clock: FakeClock, disk: FakeDisk) -> OpenAgent:
         def open_one(*blocked: str) -> GuestAgent:
             channel = FakeAgent(clock, shell)
+            channel.files = disk.files
             channel.blocked.update(blocked)
             return GuestAgent(channel, clock)
 

@@ -58,6 +58,27 @@ def status(agent: GuestAgent) -> object:
     return agent.status(7)
 
 
+def os_info(agent: GuestAgent) -> object:
+    return agent.os_info()
+
+
+def file_systems(agent: GuestAgent) -> object:
+    return agent.file_systems()
+
+
+def read_file(agent: GuestAgent) -> object:
+    return agent.read_file("/x", 10)
+
+
+def read_part(agent: GuestAgent) -> object:
+    """As read_file does once the file is open."""
+    return agent._read_part(1000, 10)
+
+
+def write_part(agent: GuestAgent) -> object:
+    return agent._write_part(1000, b"ab")
+
+
 @pytest.mark.parametrize(
     ("ask", "reply"),
     [
@@ -85,6 +106,25 @@ def status(agent: GuestAgent) -> object:
         (status, '{"return": {"exited": true, "exitcode": 0, "out-data": 5}}'),
         (status, '{"return": {"exited": true, "exitcode": 0, "out-data": "*"}}'),
         (status, '{"return": {"exited": true, "exitcode": 0, "err-data": "YQ"}}'),
+        (status, '{"return": {"exited": true, "exitcode": 0, "err-data": "ä"}}'),
+        (os_info, '{"return": []}'),
+        (os_info, '{"return": {"id": 7}}'),
+        (os_info, '{"return": {"kernel-release": null}}'),
+        (file_systems, '{"return": {}}'),
+        (file_systems, '{"return": ["/"]}'),
+        (file_systems, '{"return": [{"mountpoint": "/"}]}'),
+        (file_systems, '{"return": [{"mountpoint": "/", "type": "ext4", "used-bytes": "7"}]}'),
+        (file_systems, '{"return": [{"mountpoint": "/", "type": "ext4", "total-bytes": 1.5}]}'),
+        (read_file, '{"return": {}}'),
+        (read_file, '{"return": "1000"}'),
+        (read_file, '{"return": true}'),
+        (read_part, '{"return": 7}'),
+        (read_part, '{"return": {}}'),
+        (read_part, '{"return": {"count": 0, "buf-b64": "", "eof": false}}'),
+        (read_part, '{"return": {"count": 11, "buf-b64": "MDEyMzQ1Njc4OTA=", "eof": true}}'),
+        (read_part, '{"return": {"count": 1, "buf-b64": "*", "eof": true}}'),
+        (write_part, '{"return": {}}'),
+        (write_part, '{"return": {"count": "2"}}'),
     ],
 )
 def test_an_answer_outside_the_protocol_is_an_error(clock: FakeClock, ask: Ask, reply: str) -> None:
