@@ -6,11 +6,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timezone
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _power
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import timestamp
-from ansible_collections.kvm.fleet.plugins.module_utils._domain import Domain, Hypervisor
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import ACTIVE_STATES, Domain, Hypervisor
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError
 from ansible_collections.kvm.fleet.plugins.module_utils._lease import Recorder
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation
 from ansible_collections.kvm.fleet.plugins.module_utils._power import (
@@ -21,7 +23,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._power import (
     Step,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._proc import QemuProcess
-from ansible_collections.kvm.fleet.plugins.module_utils._record import Facts, Record, StepName, StepStatus
+from ansible_collections.kvm.fleet.plugins.module_utils._record import STARTED, Facts, Record, StepName, StepStatus
 
 
 def restart(
@@ -60,6 +62,40 @@ def restart(
         StepName.RESTART, {**_facts(report.process_after, report.boot_id_after, boot), "forced": report.forced}
     )
     return steps, report
+
+
+def cycle(
+    hypervisor: Hypervisor,
+    domain: Domain,
+    observed: Observation,
+    options: PowerOptions,
+    recorder: Recorder,
+    *,
+    meanwhile: Callable[[], None],
+) -> PowerReport:
+    """Restart the guest, whatever restarts are on record, and do something while it is off.
+
+    A guest that is off is started: it has to be one that a run has left so.
+    """
+    wanted = PowerState.RESTARTED if observed.state in ACTIVE_STATES else PowerState.STARTED
+    steps = _power.plan(observed, wanted, options)
+    _power.check(hypervisor, domain, steps, options)
+    boot = recorder.now().boot_id
+
+    def intend(report: PowerReport) -> None:
+        recorder.begin(StepName.RESTART, _facts(report.process_before, report.boot_id_before, boot))
+
+    with recorder.failing(StepName.RESTART):
+        try:
+            report = _power.apply(hypervisor, domain, steps, options, intend=intend, meanwhile=meanwhile)
+        except FleetError:
+            if recorder.last(StepName.RESTART) and domain.state() in ACTIVE_STATES:
+                recorder.note(StepName.RESTART, {STARTED: True})
+            raise
+    if recorder.last(StepName.RESTART):
+        result = {**_facts(report.process_after, report.boot_id_after, boot), "forced": report.forced}
+        recorder.end(StepName.RESTART, result)
+    return report
 
 
 def restart_on_record(record: Record | None, boot: str) -> Begun | None:
