@@ -30,6 +30,7 @@ PURE = [
     "module_utils/_drift.py",
     "module_utils/_errors.py",
     "module_utils/_exec.py",
+    "module_utils/_exec_files.py",
     "module_utils/_failures.py",
     "module_utils/_guest_files.py",
     "module_utils/_job.py",
