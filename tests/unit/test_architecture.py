@@ -41,6 +41,7 @@ PURE = [
     "module_utils/_observe.py",
     "module_utils/_packages.py",
     "module_utils/_policy.py",
+    "module_utils/_policy_here.py",
     "module_utils/_policy_ways.py",
     "module_utils/_power.py",
     "module_utils/_proc.py",

@@ -113,8 +113,10 @@ def test_a_module_goes_by_its_files_name(module: str) -> None:
     assert documentation(module)["module"] == module
 
 
-def test_the_action_group_lists_the_modules() -> None:
-    assert read_yaml(ROOT / "meta" / "runtime.yml")["action_groups"]["all"] == MODULES
+def test_the_action_group_lists_the_modules_that_take_its_options() -> None:
+    """What is set for all of them, as a connection is, would be refused by any other."""
+    takers = [module for module in MODULES if "uri" in documentation(module)["options"]]
+    assert read_yaml(ROOT / "meta" / "runtime.yml")["action_groups"]["all"] == takers
 
 
 # --- filters -------------------------------------------------------------------------------------
