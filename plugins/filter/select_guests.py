@@ -18,7 +18,8 @@ options:
   _input:
     description:
       - The variables of the hosts, guests and hypervisors. What M(kvm.fleet.domain_info) returned through a host is
-        expected as its C(fleet_domains).
+        expected as its C(fleet_domains), and what M(kvm.fleet.guest_info) returned, if it was asked, as its
+        C(fleet_asked).
     type: list
     elements: dict
     required: true
@@ -87,6 +88,12 @@ _value:
     agent_channel:
       description: As M(kvm.fleet.domain_info) returns it.
       type: str
+    guest_exec:
+      description: Whether its agent allows C(guest-exec), V(allowed), V(blocked) or V(unknown).
+      type: str
+    reboot_required:
+      description: As M(kvm.fleet.guest_info) returns it.
+      type: bool
     snapshots:
       description: Names of the snapshots that this collection made.
       type: list
@@ -145,6 +152,8 @@ def entry(guest: Guest, refusal: Mapping[str, Any] | None) -> dict[str, Any]:
         "drift": guest.drift,
         "drift_reasons": observed.get("drift", {}).get("reasons", []),
         "agent_channel": observed.get("agent_channel", "unknown"),
+        "guest_exec": guest.guest_exec,
+        "reboot_required": (guest.asked or {}).get("reboot_required"),
         "snapshots": [snapshot["name"] for snapshot in observed.get("snapshots", [])],
         "run": observed.get("run"),
         "refusal": refusal,

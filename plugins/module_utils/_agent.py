@@ -141,12 +141,7 @@ class GuestAgent:
         allowed = self.info().commands
         blocked = [command for command in commands if not allowed.get(command, False)]
         if blocked:
-            raise AgentCommandBlocked(
-                f"the guest agent does not allow {', '.join(blocked)}",
-                remedy="Allow it in the guest (--allow-rpcs or --block-rpcs in /etc/sysconfig/qemu-ga, DAEMON_ARGS in "
-                "/etc/default/qemu-guest-agent, or /etc/qemu/qemu-ga.conf) and restart the agent there.",
-                evidence={"blocked": blocked},
-            )
+            raise command_blocked(blocked)
 
     def start(self, argv: Sequence[str], stdin: bytes | None = None) -> int:
         """Start a process and return its pid in the guest. Raises AgentCommandBlocked where guest-exec is forbidden."""
@@ -327,6 +322,17 @@ class GuestAgent:
         if not isinstance(answer, dict) or "return" not in answer:
             raise _protocol_error(command, answer)
         return answer["return"]
+
+
+def command_blocked(commands: Sequence[str]) -> AgentCommandBlocked:
+    """What a guest is told whose agent does not allow these."""
+    return AgentCommandBlocked(
+        f"the guest agent does not allow {', '.join(commands)}",
+        remedy="Allow it with the playbook kvm.fleet.enable_guest_exec or the module kvm.fleet.guest_agent_policy; or "
+        "in the guest itself (--allow-rpcs or --block-rpcs in /etc/sysconfig/qemu-ga, DAEMON_ARGS in "
+        "/etc/default/qemu-guest-agent, or /etc/qemu/qemu-ga.conf), and restart the agent there.",
+        evidence={"blocked": list(commands)},
+    )
 
 
 def _mapping(value: object, command: str) -> Mapping[str, object]:

@@ -80,6 +80,9 @@ class Domain(AgentChannel, Protocol):
 
     def state(self) -> DomainState: ...
 
+    def is_migrating(self) -> bool:
+        """Whether the domain is on its way from or to another hypervisor."""
+
     def is_persistent(self) -> bool: ...
 
     def has_managed_save(self) -> bool: ...

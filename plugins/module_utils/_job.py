@@ -430,10 +430,7 @@ def _not_started(outcome: Outcome) -> FleetError:
     if outcome.exit_code == _ALREADY_RUNNING:
         return _running_already(outcome)
     if outcome.exit_code == _NO_FLOCK:
-        return GuestUnsupported(
-            "the guest has no flock, by which an upgrade that runs is told from one that was cut off",
-            remedy="Install util-linux in the guest, or skip its packages with upgrade_packages: false.",
-        )
+        return flock_missing()
     left = _SPACE.fullmatch(outcome.stdout) if outcome.exit_code == _CANNOT_WRITE else None
     if left and (int(left["kib"]) < _ROOM_KIB or (int(left["inodes"]) > 0 and int(left["free"]) == 0)):
         return DiskFull(
@@ -446,6 +443,14 @@ def _not_started(outcome: Outcome) -> FleetError:
         f"the upgrade could not be started in the guest: {outcome.stderr.strip() or 'it gave no reason'}",
         remedy=f"See 'journalctl -b' in the guest, and whether root can write to {JOURNAL} there.",
         evidence={"exit_code": outcome.exit_code, "stderr": outcome.stderr},
+    )
+
+
+def flock_missing() -> GuestUnsupported:
+    """What a guest is told in which no job can be started."""
+    return GuestUnsupported(
+        "the guest has no flock, by which an upgrade that runs is told from one that was cut off",
+        remedy="Install util-linux in the guest, or skip its packages with upgrade_packages: false.",
     )
 
 

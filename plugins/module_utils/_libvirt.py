@@ -181,6 +181,25 @@ _STATES = {
 }
 
 
+def _is_migrating(handle: Any) -> bool:
+    # The states tell of a domain that arrives, of one in its last moments here, and of one whose memory follows it. One
+    # whose memory is being sent is just running.
+    if handle.state() in (
+        [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION],
+        [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY],
+        [libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY],
+    ):
+        return True
+    try:
+        operation = handle.jobStats().get(libvirt.VIR_DOMAIN_JOB_OPERATION)
+    except libvirt.libvirtError as error:
+        # The test driver has no jobs. No job is running in a domain that is not running either.
+        if error.get_error_code() in (libvirt.VIR_ERR_NO_SUPPORT, libvirt.VIR_ERR_OPERATION_INVALID):
+            return False
+        raise
+    return operation in (libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT, libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN)
+
+
 class LibvirtDomain:
     """A domain behind its libvirt handle.
 
@@ -220,6 +239,9 @@ class LibvirtDomain:
         number = self._ask(lambda handle: handle.state()[0])
         by_number = {getattr(libvirt, constant): state for constant, state in _STATES.items()}
         return by_number.get(number, DomainState.NO_STATE)
+
+    def is_migrating(self) -> bool:
+        return self._ask(_is_migrating)
 
     def is_persistent(self) -> bool:
         return self._ask(lambda handle: bool(handle.isPersistent()))
@@ -291,12 +313,13 @@ _AGENT_SILENT = (
     AgentSilent,
     "See that qemu-guest-agent is installed in the guest and runs ('systemctl status qemu-guest-agent').",
 )
+_NO_CHANNEL = (
+    NoAgentChannel,
+    "Give the domain that channel with kvm.fleet.domain_channel, and see that the guest has qemu-guest-agent.",
+)
 _AGENT_ERRORS: _ErrorTable = {
     "VIR_ERR_OPERATION_INVALID": (DomainNotRunning, "Look at its state with 'virsh domstate --reason'."),
-    "VIR_ERR_ARGUMENT_UNSUPPORTED": (
-        NoAgentChannel,
-        "Add a virtio channel named org.qemu.guest_agent.0 to the domain and install qemu-guest-agent in the guest.",
-    ),
+    "VIR_ERR_ARGUMENT_UNSUPPORTED": _NO_CHANNEL,
     "VIR_ERR_AGENT_UNRESPONSIVE": _AGENT_SILENT,
     "VIR_ERR_AGENT_UNSYNCED": _AGENT_SILENT,
     "VIR_ERR_AGENT_COMMAND_TIMEOUT": _AGENT_SILENT,

@@ -38,7 +38,7 @@ for lock; do
 done
 """
 
-_TICKS_PER_SECOND = 100  # USER_HZ, which is the same on every architecture that runs as a KVM guest
+TICKS_PER_SECOND = 100  # USER_HZ, which is the same on every architecture that runs as a KVM guest
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,6 @@ def parse_holders(lines: Iterable[str]) -> tuple[Holder, ...]:
         told = _HOLDER.fullmatch(line)
         if told:
             lock, pid, started, uptime, program = told.groups()
-            age = max(0.0, float(uptime) - int(started) / _TICKS_PER_SECOND)
+            age = max(0.0, float(uptime) - int(started) / TICKS_PER_SECOND)
             found.append(Holder(lock, int(pid), program[:64], round(age, 1)))
     return tuple(found)

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
@@ -29,7 +29,7 @@ _KNOWN: Sequence[tuple[PackageManager, frozenset[str]]] = (
 
 # What the guest says it is, one 'key value' a line. A program that is there and may not be run is told as denied: test
 # -x asks the kernel, and so SELinux. 'command -v' would not find such a program.
-_LOOK = """\
+LOOK = """\
 for file in /etc/os-release /usr/lib/os-release; do
   [ -r "$file" ] || continue
   (. "$file"; printf 'id %s\\nlike %s\\n' "$ID" "$ID_LIKE")
@@ -72,7 +72,7 @@ class System:
 
 def package_manager(agent: GuestAgent, wanted: str) -> PackageManager:
     """The guest's package manager, or the wanted one. Raises PackageManagerUnknown and SelinuxDenied."""
-    return choose(parse_system(output_of(agent, shell_script(_LOOK, timeout=60)).splitlines()), wanted)
+    return choose(parse_system(output_of(agent, shell_script(LOOK, timeout=60)).splitlines()), wanted)
 
 
 def parse_system(lines: Sequence[str]) -> System:
@@ -87,9 +87,14 @@ def parse_system(lines: Sequence[str]) -> System:
         families=tuple(family for family in families if family),
         programs=frozenset(told.get("has", [])),
         denied=frozenset(told.get("denied", [])),
-        # The agent's type; what runs as virt_qemu_ga_unconfined_t may do what it likes.
-        confined="1" in told.get("enforcing", []) and ":virt_qemu_ga_t:" in context,
+        confined="1" in told.get("enforcing", []) and is_confined(context),
     )
+
+
+def is_confined(context: str) -> bool:
+    """Whether a process of this SELinux context is held to what the policy lets the guest agent do."""
+    # The agent's type; what runs as virt_qemu_ga_unconfined_t may do what it likes.
+    return ":virt_qemu_ga_t:" in context
 
 
 def choose(system: System, wanted: str) -> PackageManager:
@@ -107,16 +112,21 @@ def choose(system: System, wanted: str) -> PackageManager:
             return there[name]
     wants = [programs for manager, programs in _KNOWN if manager.name in candidates]
     if system.confined and any(system.denied & programs for programs in wants):
-        raise SelinuxDenied(
-            "SELinux in the guest does not let the guest agent run its package manager: the agent runs as "
-            "virt_qemu_ga_t, which may start shells and ordinary programs only",
-            remedy="Let the agent's commands run unconfined in this guest: set the boolean "
-            "virt_qemu_ga_run_unconfined and give the runner the label virt_qemu_ga_unconfined_exec_t; or skip its "
-            "packages with upgrade_packages: false.",
-            evidence={"denied": sorted(system.denied)},
-        )
+        raise selinux_denied({"denied": sorted(system.denied)})
     raise PackageManagerUnknown(
         f"the guest (os-release: {system.name}) has no {' or '.join(candidates)}; known are {', '.join(_FAMILIES)}",
         remedy="Upgrade this guest by other means; skip its packages with upgrade_packages: false.",
         evidence={"os_release": list(system.families), "programs": sorted(system.programs)},
+    )
+
+
+def selinux_denied(evidence: Mapping[str, object]) -> SelinuxDenied:
+    """What a guest is told that has a package manager which its agent may not run."""
+    return SelinuxDenied(
+        "SELinux in the guest does not let the guest agent run its package manager: the agent runs as "
+        "virt_qemu_ga_t, which may start shells and ordinary programs only",
+        remedy="Let the agent's commands run unconfined in this guest: set the boolean "
+        "virt_qemu_ga_run_unconfined and give the runner the label virt_qemu_ga_unconfined_exec_t; or skip its "
+        "packages with upgrade_packages: false.",
+        evidence=evidence,
     )

@@ -20,7 +20,7 @@ _RESTARTING = "kernel kernel-core kernel-rt glibc linux-firmware microcode_ctl s
 # One fact a line, its kind first; kernels in the order of their versions, and only those of a guest that boots from its
 # own /boot. rpm says on standard output which packages are not installed. Mapped code that is deleted was replaced by
 # an upgrade if it is where packages have theirs; what runs in a container is the container's.
-_LOOK = f"""\
+LOOK = f"""\
 [ -e /run/reboot-required ] && echo flag
 [ -e /run/reboot-required.pkgs ] && sed 's/^/package /' /run/reboot-required.pkgs
 [ -e /run/reboot-needed ] && echo needed
@@ -55,7 +55,7 @@ class RebootState:
 
 def reboot_state(agent: GuestAgent) -> RebootState:
     """Ask the guest."""
-    return parse_reboot_facts(output_of(agent, shell_script(_LOOK, timeout=60)).splitlines())
+    return parse_reboot_facts(output_of(agent, shell_script(LOOK, timeout=60)).splitlines())
 
 
 def parse_reboot_facts(lines: Iterable[str]) -> RebootState:
@@ -76,9 +76,9 @@ def parse_reboot_facts(lines: Iterable[str]) -> RebootState:
     if "needed" in facts:
         reasons.append("/run/reboot-needed")
     for running in facts.get("running", [])[:1]:
-        newest = [kernel for kernel in facts.get("kernel", []) if _flavour(kernel) == _flavour(running)][-1:]
-        if newest and newest != [running]:
-            reasons.append(f"kernel {newest[0]} is installed, {running} runs")
+        newest = newest_kernel(running, facts.get("kernel", []))
+        if newest and newest != running:
+            reasons.append(f"kernel {newest} is installed, {running} runs")
     since_boot = _installed_since_boot(facts.get("booted", []), facts.get("installed", []))
     if since_boot:
         reasons.append(f"installed since the boot: {', '.join(since_boot)}")
@@ -102,6 +102,12 @@ def _services(cgroups: Iterable[str]) -> list[str]:
     """
     units = {next((part for part in path.split("/") if part.endswith(".service")), "") for path in cgroups}
     return sorted(unit for unit in units if unit and not unit.startswith("user@"))
+
+
+def newest_kernel(running: str, kernels: Sequence[str]) -> str | None:
+    """The kernel that the next boot takes, of those that are installed, in the order of their versions."""
+    own = [kernel for kernel in kernels if _flavour(kernel) == _flavour(running)]
+    return own[-1] if own else None
 
 
 def _flavour(kernel: str) -> str:

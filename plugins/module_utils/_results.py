@@ -9,15 +9,18 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ansible_collections.kvm.fleet.plugins.module_utils._agent import FileSystem
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import timestamp
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import SnapshotRecord
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError
+from ansible_collections.kvm.fleet.plugins.module_utils._guest_info import GuestInfo
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation
 from ansible_collections.kvm.fleet.plugins.module_utils._packages import KeptBack, PackageChange
 from ansible_collections.kvm.fleet.plugins.module_utils._policy_ways import Report
 from ansible_collections.kvm.fleet.plugins.module_utils._power import PowerReport
 from ansible_collections.kvm.fleet.plugins.module_utils._proc import QemuProcess
 from ansible_collections.kvm.fleet.plugins.module_utils._record import Lease, Moment, Record
+from ansible_collections.kvm.fleet.plugins.module_utils._rpcs import RPCS
 
 
 def failure(error: FleetError) -> dict[str, Any]:
@@ -54,6 +57,50 @@ def observation(observed: Observation) -> dict[str, Any]:
         "agent_channel": observed.channel.value,
         "snapshots": [snapshot(record) for record in observed.own_snapshots],
     }
+
+
+def guest(found: GuestInfo) -> dict[str, Any]:
+    return {
+        "name": found.name,
+        "uuid": found.uuid,
+        "state": found.state,
+        "agent": {
+            "state": found.agent.value,
+            "version": found.agent_version,
+            "since": timestamp(found.agent_since) if found.agent_since else None,
+            "rpcs": {
+                # Which setting blocks it takes the agent's own configuration, which is not read here.
+                rpc.name: {"allowed": found.rpcs.get(rpc.name), "needed_for": rpc.needed_for, "setting": None}
+                for rpc in RPCS
+            },
+        },
+        "manageable": found.manageable,
+        "problems": [problem(error) for error in found.problems],
+        "os": {
+            "id": found.os_id,
+            "like": list(found.os_like),
+            "name": found.os_name,
+            "version": found.os_version,
+            "kernel_running": found.kernel_running,
+            "kernel_installed": found.kernel_installed,
+            "init": found.init,
+            "package_manager": found.package_manager,
+        },
+        "selinux": {"mode": found.selinux_mode, "denies_package_management": found.selinux_denies},
+        "reboot_required": found.reboot_required,
+        "reboot_reasons": list(found.reboot_reasons),
+        "failed_units": None if found.failed_units is None else list(found.failed_units),
+        "filesystems": None if found.file_systems is None else [filesystem(one) for one in found.file_systems],
+    }
+
+
+def problem(error: FleetError) -> dict[str, str]:
+    return {"error_code": error.error_code, "msg": error.message, "remedy": error.remedy}
+
+
+def filesystem(one: FileSystem) -> dict[str, Any]:
+    free = None if one.total is None or one.used is None else max(0, one.total - one.used)
+    return {"mountpoint": one.mountpoint, "type": one.type, "total": one.total, "free": free}
 
 
 def process(qemu: QemuProcess | None) -> dict[str, Any]:

@@ -34,7 +34,8 @@ class Place(NamedTuple):
 
 @dataclass(frozen=True)
 class Guest:
-    """A guest by the name it has, or will have, in the inventory. ``observed`` is what domain_info said of it, if any.
+    """A guest by the name it has, or will have, in the inventory. ``observed`` is what domain_info said of it, if any,
+    and ``asked`` what guest_info did.
 
     ``listed`` tells whether the inventory itself has it, or only its hypervisor.
     """
@@ -44,6 +45,13 @@ class Guest:
     domain: str
     listed: bool
     observed: Mapping[str, Any] | None
+    asked: Mapping[str, Any] | None = None
+
+    @property
+    def guest_exec(self) -> str:
+        """Whether its agent allows guest-exec, as far as anybody knows."""
+        allowed = self.asked["agent"]["rpcs"]["guest-exec"]["allowed"] if self.asked else None
+        return "unknown" if allowed is None else "allowed" if allowed else "blocked"
 
     @property
     def drift(self) -> str:
@@ -129,9 +137,13 @@ def known_guests(hosts: Sequence[HostVars], inventory: Inventory) -> list[Guest]
     A domain that only its hypervisor knows goes by its own name, as far as Ansible can take that for a host's, or by
     DOMAIN@HYPERVISOR where that name is taken.
     """
-    domains = _domains_by_place(hosts, inventory)
+    domains = _by_place(hosts, inventory, "fleet_domains", "domains")
+    asked = _by_place(hosts, inventory, "fleet_asked", "guests")
     listed = [
-        Guest(str(host["inventory_hostname"]), place, domain, True, domains.get(place, {}).get(domain))
+        Guest(
+            *(str(host["inventory_hostname"]), place, domain, True),
+            *(domains.get(place, {}).get(domain), asked.get(place, {}).get(domain)),
+        )
         for host in hosts
         if is_guest(host)
         for place, domain in [(place_of(host, inventory), str(host.get("kvm_domain") or host["inventory_hostname"]))]
@@ -152,6 +164,7 @@ def known_guests(hosts: Sequence[HostVars], inventory: Inventory) -> list[Guest]
             domain,
             False,
             domains[place][domain],
+            asked.get(place, {}).get(domain),
         )
         for place, domain in found
     ]
@@ -165,12 +178,15 @@ def host_name(domain: str) -> str:
     return re.sub(r":|%(?=3A|25)", lambda match: f"%{ord(match.group()):02X}", domain)
 
 
-def _domains_by_place(hosts: Iterable[HostVars], inventory: Inventory) -> dict[Place, dict[str, Mapping[str, Any]]]:
-    domains: dict[Place, dict[str, Mapping[str, Any]]] = {}
+def _by_place(
+    hosts: Iterable[HostVars], inventory: Inventory, variable: str, key: str
+) -> dict[Place, dict[str, Mapping[str, Any]]]:
+    """What was looked at through hosts, by its place and name."""
+    found: dict[Place, dict[str, Mapping[str, Any]]] = {}
     for host in hosts:
-        for domain in (host.get("fleet_domains") or {}).get("domains") or []:
-            domains.setdefault(place_of(host, inventory), {})[str(domain["name"])] = domain
-    return domains
+        for domain in (host.get(variable) or {}).get(key) or []:
+            found.setdefault(place_of(host, inventory), {})[str(domain["name"])] = domain
+    return found
 
 
 def select_guests(

@@ -169,7 +169,7 @@ def duration_text(seconds: float) -> str:
     return (f"{hours}h" if hours else "") + (f"{minutes}m" if hours or minutes else "") + f"{rest}s"
 
 
-_STATUS_COLUMNS = ("GUEST", "HYPERVISOR", "STATE", "QEMU DRIFT", "AGENT", "SNAPSHOTS")
+_STATUS_COLUMNS = ("GUEST", "HYPERVISOR", "STATE", "QEMU DRIFT", "AGENT", "GUEST-EXEC", "REBOOT", "SNAPSHOTS")
 
 
 def render_status(guests: Sequence[Record], failed_looks: Sequence[Record] = ()) -> list[str]:
@@ -217,5 +217,7 @@ def _status_row(guest: Record) -> tuple[str, ...]:
         guest["state"].replace("_", " "),
         drift + reasons,
         guest["agent_channel"],
+        guest["guest_exec"],
+        {True: "required", False: "no", None: "unknown"}[guest["reboot_required"]],
         str(len(guest["snapshots"])),
     )

@@ -141,6 +141,7 @@ REQUESTS: dict[str, dict[str, Any]] = {
     "domain_power": {"name": "any", "state": "restarted"},
     "domain_snapshot": {"name": "any"},
     "guest_exec": {"name": "any", "argv": ["true"]},
+    "guest_info": {"names": ["any"]},
     "guest_upgrade": {"name": "any"},
 }
 

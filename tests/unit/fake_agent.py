@@ -90,6 +90,8 @@ class FakeAgent:
         self.blocked: set[str] = set()
         self.silent = False
         self.lost_answers = 0
+        self.delay = 0.0
+        self.made_up: dict[str, object] = {}
         self.requests: list[str] = []
         self.calls: list[Call] = []
         self.files: dict[str, bytes | None] = {}
@@ -115,11 +117,14 @@ class FakeAgent:
         self.handles.clear()
 
     def exchange(self, request: str, timeout: int) -> str:
-        if self.silent:
+        if self.silent or self.delay > timeout:
             raise self._silence(timeout)
+        self._clock.advance(self.delay)
         message = json.loads(request)
         command, arguments = message["execute"], message.get("arguments", {})
         self.requests.append(command)
+        if command in self.made_up:
+            return json.dumps({"return": self.made_up[command]})
         if command not in ALL_COMMANDS:
             raise refusal(command, f"The command {command} has not been found")
         if command in self.blocked:

@@ -75,6 +75,7 @@ class FakeDomain:
         self.changes: list[str] = []
         self.faults: dict[str, FleetError] = {}
         self.passing_faults: dict[str, FleetError] = {}
+        self.migrating = False
         self.persistent = True
         self.managed_save = False
         self.goes_off_before_request = False
@@ -96,6 +97,10 @@ class FakeDomain:
     def state(self) -> DomainState:
         self._fault("state")
         return self._state
+
+    def is_migrating(self) -> bool:
+        self._fault("is_migrating")
+        return self.migrating
 
     def is_persistent(self) -> bool:
         return self.persistent

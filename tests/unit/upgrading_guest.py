@@ -146,8 +146,8 @@ class UpgradingGuest:
         answers = {
             _job._LOOK: self._answer(),
             _job._READ: self._files(arguments),
-            _managers._LOOK: "id debian\nlike \nhas apt-get\nhas dpkg-query\nenforcing \ncontext unconfined\n",
-            _reboot._LOOK: "",
+            _managers.LOOK: "id debian\nlike \nhas apt-get\nhas dpkg-query\nenforcing \ncontext unconfined\n",
+            _reboot.LOOK: "",
             _room._LOOK: self.free.decode(),
             Apt().records: "".join(f"{line}\n" for line in records(self.packages)),
         }

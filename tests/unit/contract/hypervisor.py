@@ -56,6 +56,7 @@ class HypervisorContract:
 
     def test_a_domain_says_what_it_is(self, domain: Domain) -> None:
         assert domain.is_persistent()
+        assert not domain.is_migrating()
         assert not domain.has_managed_save()
         assert domain.memory_bytes() == 512 * 1024 * 1024
         assert "<name>vm1</name>" in domain.xml()

@@ -333,3 +333,33 @@ def state_of(hypervisor: LibvirtHypervisor, number: int) -> DomainState:
             return [number, 0]
 
     return domain_behind(hypervisor, InState(0, 0)).state()
+
+
+OUT, IN = libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_OUT, libvirt.VIR_DOMAIN_JOB_OPERATION_MIGRATION_IN
+RUNNING = (libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_BOOTED)
+
+
+@pytest.mark.parametrize(
+    ("state", "job", "migrating"),
+    [
+        (RUNNING, {}, False),
+        (RUNNING, {"operation": libvirt.VIR_DOMAIN_JOB_OPERATION_SAVE}, False),
+        (RUNNING, {"operation": OUT}, True),
+        (RUNNING, {"operation": IN}, True),
+        ((libvirt.VIR_DOMAIN_RUNNING, libvirt.VIR_DOMAIN_RUNNING_POSTCOPY), {}, True),
+        ((libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_USER), {}, False),
+        ((libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_MIGRATION), {}, True),
+        ((libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_POSTCOPY), {}, True),
+    ],
+)
+def test_a_migration_is_told_by_the_state_and_by_the_job(
+    libvirtd: LibvirtHypervisor, state: tuple[int, int], job: dict[str, int], migrating: bool
+) -> None:
+    class Working(Handle):
+        def state(self) -> list[int]:
+            return list(state)
+
+        def jobStats(self) -> dict[str, int]:
+            return job
+
+    assert domain_behind(libvirtd, Working(0, 0)).is_migrating() is migrating

@@ -128,7 +128,7 @@ def test_what_a_guest_says_of_itself_is_capped() -> None:
 def ask(host: HostAgent, shell: str) -> list[str]:
     """Ask this machine, in a PATH that has only a test's own programs in it."""
     look = subprocess.run(
-        [*shell.split(), "-c", _managers._LOOK, "sh"],
+        [*shell.split(), "-c", _managers.LOOK, "sh"],
         env={"PATH": str(host.path)},
         capture_output=True,
         text=True,
@@ -152,7 +152,7 @@ def test_a_program_that_may_be_run_elsewhere_is_there(host: HostAgent) -> None:
     (host.path / "first" / "dnf").touch()
     host.install("dnf", "")
     host.environment["PATH"] = f"{host.path}/first:{host.environment['PATH']}"
-    told = output_of(GuestAgent(host, SystemClock()), shell_script(_managers._LOOK, timeout=60)).splitlines()
+    told = output_of(GuestAgent(host, SystemClock()), shell_script(_managers.LOOK, timeout=60)).splitlines()
     assert "has dnf" in told
 
 

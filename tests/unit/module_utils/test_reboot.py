@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import CommandKilled
 from ansible_collections.kvm.fleet.plugins.module_utils._reboot import (
-    _LOOK,
+    LOOK,
     RebootState,
     parse_reboot_facts,
     reboot_state,
@@ -102,13 +102,13 @@ def test_the_script_finds_replaced_code_of_packages_only(tmp_path: Path) -> None
     ]
     for number, line in enumerate([*maps, *others]):
         (tmp_path / str(number)).write_text(f"{line}\n")
-    (pattern,) = re.findall(r"grep -lsE '(.*)' /proc", _LOOK)
+    (pattern,) = re.findall(r"grep -lsE '(.*)' /proc", LOOK)
     found = subprocess.run(["grep", "-lE", pattern, *sorted(tmp_path.iterdir())], capture_output=True, check=True)
     assert found.stdout.decode().split() == [str(tmp_path / str(number)) for number in range(len(maps))]
 
 
 def test_the_script_runs_here() -> None:
-    told = subprocess.run(["/bin/sh", "-c", _LOOK], capture_output=True, encoding="utf-8", check=True)
+    told = subprocess.run(["/bin/sh", "-c", LOOK], capture_output=True, encoding="utf-8", check=True)
     kinds = {"flag", "package", "needed", "running", "kernel", "booted", "installed", "cgroup"}
     assert {line.partition(" ")[0] for line in told.stdout.splitlines()} <= kinds
 
@@ -119,7 +119,7 @@ def test_what_rpm_says_of_packages_that_are_not_installed_is_no_fact(tmp_path: P
         (tmp_path / name).write_text(f"#!/bin/sh\ncat <<'END'\n{says}END\nexit 1\n")
         (tmp_path / name).chmod(0o755)
     environment = {"PATH": f"{tmp_path}:/usr/sbin:/usr/bin:/sbin:/bin"}
-    told = subprocess.run(["/bin/sh", "-c", _LOOK], capture_output=True, encoding="utf-8", check=True, env=environment)
+    told = subprocess.run(["/bin/sh", "-c", LOOK], capture_output=True, encoding="utf-8", check=True, env=environment)
     assert "installed 1700000000 glibc" in told.stdout
     assert "kernel is not installed" not in told.stdout
 

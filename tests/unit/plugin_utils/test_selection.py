@@ -115,6 +115,25 @@ def test_a_guest_of_a_hypervisor_that_could_not_be_looked_at_stays_known() -> No
     assert names(select_guests(guests, None, {})) == ["web1", "web2"]
 
 
+def test_what_agents_told_goes_with_listed_and_found_guests() -> None:
+    def told(name: str, allowed: bool | None) -> dict[str, Any]:
+        return {"name": name, "agent": {"rpcs": {"guest-exec": {"allowed": allowed}}}}
+
+    asked = {"guests": [told("a", True), told("b", False), told("c", None)]}
+    hosts = [
+        hypervisor("hv1", "a", "b", "c", "d", fleet_asked=asked),
+        host("web1", kvm_hypervisor="hv1", kvm_domain="b"),
+        hypervisor("hv2", "e", fleet_asked={"msg": "no route to host", "unreachable": True}),
+    ]
+    assert {guest.name: guest.guest_exec for guest in known_guests(hosts, {})} == {
+        "web1": "blocked",
+        "a": "allowed",
+        "c": "unknown",
+        "d": "unknown",
+        "e": "unknown",
+    }
+
+
 def test_a_name_that_two_hypervisors_have_gets_theirs() -> None:
     guests = known_guests([hypervisor("hv1", "web"), hypervisor("hv2", "web")], {})
     assert names(guests) == ["web@hv1", "web@hv2"]

@@ -293,6 +293,8 @@ def guest(name: str, drift: str, *kinds: str, **facts: Any) -> dict[str, Any]:
         "drift": drift,
         "drift_reasons": [{"kind": kind, "path": "/x", "detail": "y"} for kind in kinds],
         "agent_channel": "connected",
+        "guest_exec": "allowed",
+        "reboot_required": None,
         "snapshots": [],
         **facts,
     }
@@ -301,16 +303,17 @@ def guest(name: str, drift: str, *kinds: str, **facts: Any) -> dict[str, Any]:
 def test_a_status_is_a_table_with_the_totals_below() -> None:
     guests = [
         guest("web1", "drifted", "binary_replaced", "library_replaced", "library_replaced", snapshots=["a", "b"]),
-        guest("db", "none"),
-        guest("a long name", "not_running", state="shut_off", agent_channel="unknown"),
-        guest("lost", "unknown", "unknown"),
+        guest("db", "none", reboot_required=True),
+        guest("a long name", "not_running", state="shut_off", agent_channel="unknown", guest_exec="unknown"),
+        guest("lost", "unknown", "unknown", guest_exec="blocked", reboot_required=False),
     ]
+    drift = "drifted (binary replaced, library replaced)"
     assert render_status(guests) == [
-        "GUEST        HYPERVISOR  STATE     QEMU DRIFT                                   AGENT      SNAPSHOTS",
-        "web1         hv1         running   drifted (binary replaced, library replaced)  connected  2",
-        "db           hv1         running   none                                         connected  0",
-        "a long name  hv1         shut off  not running                                  unknown    0",
-        "lost         hv1         running   unknown                                      connected  0",
+        f"GUEST        HYPERVISOR  STATE     {'QEMU DRIFT':{len(drift)}}  AGENT      GUEST-EXEC  REBOOT    SNAPSHOTS",
+        f"web1         hv1         running   {drift}  connected  allowed     unknown   2",
+        f"db           hv1         running   {'none':{len(drift)}}  connected  allowed     required  0",
+        f"a long name  hv1         shut off  {'not running':{len(drift)}}  unknown    unknown     unknown   0",
+        f"lost         hv1         running   {'unknown':{len(drift)}}  connected  blocked     no        0",
         "",
         "Guests: 4  Drifted: 1  Unknown: 1",
     ]

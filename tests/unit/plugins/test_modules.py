@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
+import yaml
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _runner
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
@@ -20,7 +21,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._job import JobLook, Job
 from ansible_collections.kvm.fleet.plugins.module_utils._packages import PackageChange
 from ansible_collections.kvm.fleet.plugins.module_utils._reboot import RebootState
 from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import STAMP
-from ansible_collections.kvm.fleet.plugins.modules import guest_upgrade
+from ansible_collections.kvm.fleet.plugins.modules import guest_info, guest_upgrade
 from tests.unit.fake_agent import Call, Ending
 from tests.unit.fake_hypervisor import EMULATOR, FakeDomain, FakeHypervisor
 from tests.unit.plugins.conftest import Run
@@ -113,6 +114,41 @@ def test_a_missing_domain_fails_with_its_code_and_remedy(run: Run, domain: FakeD
     assert result["msg"] == "no domain is named 'vm1' on qemu:///session"
     assert result["remedy"]
     assert "exception" not in result
+
+
+# --- guest_info ----------------------------------------------------------------------------------
+
+
+def test_a_guest_is_told_of_with_what_is_in_the_way(run: Run, hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    domain.agent.blocked.add("guest-exec")
+    domain.agent.files["/proc/1/comm"] = b"systemd\n"
+    hypervisor.add("off", DomainState.SHUT_OFF)
+    result = run("guest_info", check=True)
+    assert result["changed"] is False
+    off, web1 = result["guests"]
+    assert (off["name"], off["state"], off["agent"]["state"]) == ("off", "shut_off", "not_running")
+    assert off["agent"]["rpcs"]["guest-exec"]["allowed"] is None
+    assert (web1["name"], web1["state"], web1["manageable"]) == ("web1", "running", False)
+    assert web1["agent"]["rpcs"]["guest-exec"] == {
+        "allowed": False,
+        "needed_for": "running commands, and so all upgrades",
+        "setting": None,
+    }
+    [problem] = web1["problems"]
+    assert (problem["error_code"], problem["msg"]) == (
+        "agent_command_blocked",
+        "the guest agent does not allow guest-exec",
+    )
+    assert (web1["os"]["init"], web1["os"]["name"]) == ("systemd", "Debian GNU/Linux 12 (bookworm)")
+    assert web1["filesystems"] == [{"mountpoint": "/", "type": "ext4", "total": 1000, "free": 600}]
+
+
+def test_all_that_is_returned_of_a_guest_is_documented(run: Run, domain: FakeDomain) -> None:
+    [told] = run("guest_info", names=[domain.name])["guests"]
+    documented = yaml.safe_load(guest_info.RETURN)["guests"]["contains"]
+    assert list(told) == list(documented)
+    for key in ("agent", "os", "selinux"):
+        assert list(told[key]) == list(documented[key]["contains"])
 
 
 # --- domain_power --------------------------------------------------------------------------------
