@@ -11,7 +11,7 @@ name anything, all else is blocked; what a block list names is blocked on top of
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
 from posixpath import basename
@@ -51,6 +51,20 @@ USUAL_DROP_IN = "override.conf"
 INIT_SCRIPT = "/etc/init.d/qemu-guest-agent"
 INIT_DEFAULTS = "/etc/default/qemu-guest-agent"
 INIT_VARIABLE = "DAEMON_ARGS"
+FIRST_PROCESS = "/proc/1/comm"
+SYSVINIT_TABLE = "/etc/inittab"
+OS_RELEASE = "/etc/os-release"
+CONFIG_FILE = "/etc/qemu/qemu-ga.conf"
+CONFIG_FILE_OF_RHEL = "/etc/qemu-kvm/qemu-ga.conf"
+
+UNIT_PATHS = tuple(f"{directory}/{UNIT}" for directory in UNIT_DIRECTORIES)
+DROP_IN_DIRECTORIES = tuple(f"{directory}/{kind}" for kind in DROP_INS for directory in UNIT_DIRECTORIES)
+USUAL_FILES = (
+    *UNIT_PATHS,
+    *(FIRST_PROCESS, SYSVINIT_TABLE, INIT_SCRIPT, INIT_DEFAULTS),
+    *(OS_RELEASE, CONFIG_FILE, CONFIG_FILE_OF_RHEL),
+)
+"""What may be looked at in any guest, for who wants to fetch it at once; with DROP_IN_DIRECTORIES."""
 
 Version = tuple[int, int]
 """Major and minor version of an agent."""
@@ -303,7 +317,7 @@ class _Reader:
         return self._read(path) or ""
 
     def read(self) -> AgentConfig:
-        unit = next((path for path in _unit_paths() if self._read(path) is not None), None)
+        unit = next((path for path in UNIT_PATHS if self._read(path) is not None), None)
         systemd = self._has_systemd(unit)
         if systemd:
             environment, command = self._service(unit or "")
@@ -330,11 +344,11 @@ class _Reader:
         return self._version is None or since <= self._version < until
 
     def _has_systemd(self, unit: str | None) -> bool:
-        first_process = self._read("/proc/1/comm")
+        first_process = self._read(FIRST_PROCESS)
         if first_process:
             systemd = first_process.strip() == "systemd"
         else:  # an image has no processes; sysvinit has its table
-            systemd = unit is not None and self._read("/etc/inittab") is None
+            systemd = unit is not None and self._read(SYSVINIT_TABLE) is None
         if (systemd and unit is None) or (not systemd and self._read(INIT_SCRIPT) is None):
             raise PolicyUnsupported(
                 f"the guest has no {UNIT if systemd else INIT_SCRIPT}",
@@ -371,13 +385,11 @@ class _Reader:
 
     def _drop_ins(self) -> list[str]:
         found: dict[str, str] = {}
-        for kind in DROP_INS:
-            for directory in (f"{parent}/{kind}" for parent in UNIT_DIRECTORIES):
-                if directory not in self._listings:
-                    self._listings[directory] = self._files.names(directory)
-                for name in self._names(directory):
-                    if name.endswith(".conf"):
-                        found.setdefault(name, f"{directory}/{name}")
+        for directory in DROP_IN_DIRECTORIES:
+            self._listings[directory] = self._files.names(directory)
+            for name in self._names(directory):
+                if name.endswith(".conf"):
+                    found.setdefault(name, f"{directory}/{name}")
         return [found[name] for name in sorted(found)]
 
     def _names(self, directory: str) -> Sequence[str]:
@@ -433,15 +445,11 @@ class _Reader:
         # RHEL and its rebuilds build QEMU with the suffix qemu-kvm; Fedora does not.
         like = {
             word
-            for assignment in parse_environment("/etc/os-release", self._text("/etc/os-release"))
+            for assignment in parse_environment(OS_RELEASE, self._text(OS_RELEASE))
             if assignment.name in ("ID", "ID_LIKE")
             for word in assignment.value.text.split()
         }
-        return "/etc/qemu-kvm/qemu-ga.conf" if "rhel" in like else "/etc/qemu/qemu-ga.conf"
-
-
-def _unit_paths() -> Iterator[str]:
-    return (f"{directory}/{UNIT}" for directory in UNIT_DIRECTORIES)
+        return CONFIG_FILE_OF_RHEL if "rhel" in like else CONFIG_FILE
 
 
 def _accumulated(assignments: Sequence[Assignment], name: str) -> list[Assignment]:

@@ -19,6 +19,25 @@ _READ = """\
 if [ -e "$1" ]; then echo there; cat -- "$1"; else echo gone; fi
 """
 
+# All at once, since each command takes a process of its own and a few messages: a directory's names, and a file's
+# content with its length before it. What is neither is passed over.
+_FETCH = """\
+for path; do
+  if [ -d "$path" ]; then
+    printf 'directory\\0%s\\0' "$path"
+    cd -- "$path" || exit
+    for name in * .[!.]* ..?*; do
+      if [ -e "$name" ] || [ -L "$name" ]; then printf '%s\\0' "$name"; fi
+    done
+    printf '\\0'
+  elif [ -e "$path" ]; then
+    size=$(wc -c <"$path") || exit
+    printf 'file\\0%s\\0%d\\0' "$path" "$size"
+    head -c "$size" -- "$path" || exit
+  fi
+done
+"""
+
 _NAMES = """\
 cd -- "$1" 2>/dev/null || exit 0
 for name in * .[!.]* ..?*; do
@@ -102,20 +121,42 @@ class ExecFiles:
 
     def __init__(self, agent: GuestAgent) -> None:
         self._agent = agent
+        self._contents: dict[str, bytes | None] = {}
+        self._listings: dict[str, Sequence[str]] = {}
+
+    def fetch(self, paths: Sequence[str], directories: Sequence[str]) -> None:
+        """Read these files and list these directories at once, for whoever asks for them next."""
+        told = raw_output_of(self._agent, _command(_FETCH, *paths, *directories, most=MAX_FILE))
+        self._contents.update(dict.fromkeys(paths))
+        self._listings.update(dict.fromkeys(directories, ()))
+        while told:
+            kind, path, rest = told.split(b"\0", 2)
+            name = path.decode("utf-8", "surrogateescape")
+            if kind == b"file":
+                size, _nul, rest = rest.partition(b"\0")
+                self._contents[name], told = rest[: int(size)], rest[int(size) :]
+            else:
+                names, _nul, told = (b"\0" + rest).partition(b"\0\0")
+                self._listings[name] = _listed(names)
 
     def read(self, path: str) -> bytes | None:
+        if path in self._contents:
+            return self._contents[path]
         told = raw_output_of(self._agent, _command(_READ, path, most=MAX_FILE + len("there\n")))
         state, _newline, content = told.partition(b"\n")
         return content if state == b"there" else None
 
     def write(self, path: str, content: bytes) -> None:
+        self._contents.pop(path, None)
         raw_output_of(self._agent, _command(_WRITE, path, stdin=content))
 
     def names(self, directory: str) -> Sequence[str] | None:
-        told = raw_output_of(self._agent, _command(_NAMES, directory))
-        return sorted(name.decode("utf-8", "surrogateescape") for name in told.split(b"\0") if name)
+        if directory in self._listings:
+            return self._listings[directory]
+        return _listed(raw_output_of(self._agent, _command(_NAMES, directory)))
 
     def remove(self, path: str) -> None:
+        self._contents.pop(path, None)
         raw_output_of(self._agent, _command(_REMOVE, path))
 
     def probe(self) -> None:
@@ -126,6 +167,10 @@ class ExecFiles:
         """Have the agent restarted in a second. ``undo`` are files with their copies, for an agent that then fails."""
         pairs = [text for pair in undo for text in pair]
         output_of(self._agent, _command(_LAUNCH, _RESTART, *pairs))
+
+
+def _listed(names: bytes) -> Sequence[str]:
+    return sorted(name.decode("utf-8", "surrogateescape") for name in names.split(b"\0") if name)
 
 
 def _command(script: str, *arguments: str, stdin: bytes | None = None, most: int = 1024 * 1024) -> Command:

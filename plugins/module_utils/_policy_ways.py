@@ -25,6 +25,8 @@ from ansible_collections.kvm.fleet.plugins.module_utils._agent import (
     GuestAgent,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._agent_config import (
+    DROP_IN_DIRECTORIES,
+    USUAL_FILES,
     AgentConfig,
     Setting,
     parse_version,
@@ -283,6 +285,7 @@ class _Work:
             files.probe()
         except CommandFailed as error:
             return _Closed(f"the agent may not run what restarts it ({error.evidence['stderr']}), as under SELinux")
+        files.fetch(USUAL_FILES, DROP_IN_DIRECTORIES)
         return self._planned(Way.EXEC, files)
 
     def _look_by_files(self, info: AgentInfo) -> _Open | _Closed:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -43,8 +43,9 @@ class FilteredAgent(FakeAgent):
         script, arguments = call.command[2], call.command[4:]
         if script in self.denied:
             return Ending(126, stderr=b"Permission denied\n")
-        scripts = {
+        scripts: dict[str, Callable[..., Ending]] = {
             _exec_files._READ: self._cat,
+            _exec_files._FETCH: self._fetch,
             _exec_files._NAMES: self._list,
             _exec_files._WRITE: lambda path: self._store(path, call.stdin),
             _exec_files._REMOVE: self._forget,
@@ -62,6 +63,17 @@ class FilteredAgent(FakeAgent):
     def _list(self, directory: str) -> Ending:
         files = {path: content for path, content in self.files.items() if content is not None}
         return Ending(stdout=b"".join(f"{name}\0".encode() for name in FakeFiles(files).names(directory) or ()))
+
+    def _fetch(self, *paths: str) -> Ending:
+        told = b""
+        files = {path: content for path, content in self.files.items() if content is not None}
+        for path in paths:
+            names = FakeFiles(files).names(path)
+            if path in files:
+                told += f"file\0{path}\0{len(files[path])}\0".encode() + files[path]
+            elif names:
+                told += f"directory\0{path}\0".encode() + "".join(f"{name}\0" for name in names).encode() + b"\0"
+        return Ending(stdout=told)
 
     def _store(self, path: str, content: bytes) -> Ending:
         if self.disk_full:

@@ -104,3 +104,23 @@ def test_a_command_that_cannot_write_leaves_the_old_file(host: HostAgent, tmp_pa
         by_commands(host).write(str(path), b"new")
     assert path.read_bytes() == b"old"
     assert [other.name for other in tmp_path.iterdir() if other.name != "bin"] == ["conf"]
+
+
+def test_what_is_fetched_at_once_is_what_is_read_one_by_one(host: HostAgent, tmp_path: Path) -> None:
+    full, empty = tmp_path / "full", tmp_path / "empty"
+    full.mkdir()
+    empty.mkdir()
+    contents = {"a\nb": b"\0\0file\0", "-n": ODD, "none": b"", ".d.conf": b"x"}
+    for name, content in contents.items():
+        (full / name).write_bytes(content)
+    paths = [*(str(full / name) for name in contents), "/proc/1/comm", str(tmp_path / "gone"), "/dev/null"]
+    directories = [str(full), str(empty), str(tmp_path / "no")]
+    agent = GuestAgent(host, SystemClock())
+    fetched, plain = ExecFiles(agent), ExecFiles(agent)
+    fetched.fetch(paths, directories)
+    assert {path: fetched.read(path) for path in paths} == {path: plain.read(path) for path in paths}
+    assert [list(fetched.names(path) or ()) for path in directories] == [
+        list(plain.names(path) or ()) for path in directories
+    ]
+    fetched.write(paths[0], b"new")
+    assert fetched.read(paths[0]) == b"new"
