@@ -61,6 +61,7 @@ PURE = [
     "module_utils/_traced.py",
     "module_utils/_upgrade.py",
     "module_utils/_zypper.py",
+    "plugin_utils/_agent_policy.py",
     "plugin_utils/_batches.py",
     "plugin_utils/_controller.py",
     "plugin_utils/_cycle.py",
