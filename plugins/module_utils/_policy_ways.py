@@ -46,6 +46,8 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     DomainBusy,
     DomainUnsafe,
     FleetError,
+    ImageFailed,
+    ImageToolsMissing,
     InvalidRequest,
     NoWayOpen,
     PolicyUnsupported,
@@ -68,6 +70,8 @@ _WHILE_FROZEN = {
     *("guest-fsfreeze-status", "guest-fsfreeze-thaw"),
 }
 
+_NO_IMAGES = "images of guests cannot be opened here"
+
 
 class Way(str, Enum):
     EXEC = "exec"
@@ -82,10 +86,13 @@ class Image(Protocol):
     def files(self) -> GuestFiles: ...
 
 
-class OpenImage(Protocol):
-    """Opens the image of a domain that is off."""
+class Images(Protocol):
+    """What opens the images of domains that are off."""
 
-    def __call__(self, domain: Domain, *, uri: str, read_only: bool = False) -> AbstractContextManager[Image]: ...
+    def check(self, domain: Domain, *, uri: str, shut_off: bool) -> object:
+        """Raise what would keep the image from being opened. Unless ``shut_off``, the domain may still run."""
+
+    def open_image(self, domain: Domain, *, uri: str, read_only: bool) -> AbstractContextManager[Image]: ...
 
 
 @dataclass(frozen=True)
@@ -161,11 +168,11 @@ def apply_policy(
     domain: Domain,
     request: Request,
     recorder: Recorder,
-    open_image: OpenImage | None,
+    images: Images | None,
     *,
     check: bool,
 ) -> Report:
-    """Have the guest's agent allow or block what is wanted. ``open_image`` is None where no image can be opened.
+    """Have the guest's agent allow or block what is wanted. ``images`` is None where none can be opened.
 
     Raises NoWayOpen, PolicyUnsupported, ProofFailed, and what the way that is taken raises.
     """
@@ -176,7 +183,7 @@ def apply_policy(
         domain=domain,
         request=request,
         recorder=recorder,
-        open_image=open_image,
+        images=images,
         observed=observed,
         check=check,
     )
@@ -235,7 +242,7 @@ class _Work:
         domain: Domain,
         request: Request,
         recorder: Recorder,
-        open_image: OpenImage | None,
+        images: Images | None,
         observed: Observation,
         check: bool,
     ) -> None:
@@ -247,7 +254,7 @@ class _Work:
         self._request = request
         self._wanted = request.wanted
         self._recorder = recorder
-        self._open_image = open_image
+        self._images = images
         self._observed = observed
         self._check = check
         self._audit = Audit(hypervisor.uri, hypervisor.clock)
@@ -306,22 +313,26 @@ class _Work:
         return found
 
     def _look_offline(self, _info: AgentInfo) -> _Open | _Closed:
-        return self._no_image() or self._no_power_cycle() or _Open(Way.OFFLINE)
+        return self._no_power_cycle() or self._no_image() or _Open(Way.OFFLINE)
 
     def _no_image(self) -> _Closed | None:
-        if self._open_image is None:
-            return _Closed("the hypervisor has no guestfish, with which a guest's image is edited")
+        if self._images is None:
+            return _Closed(_NO_IMAGES)
+        try:
+            self._images.check(self._domain, uri=self._hypervisor.uri, shut_off=False)
+        except (DomainUnsafe, ImageFailed, ImageToolsMissing) as error:
+            return _Closed(error.message)
         return None
 
     @contextmanager
     def _image(self, *, read_only: bool) -> Iterator[Image]:
-        if self._open_image is None:
+        if self._images is None:
             raise NoWayOpen(
-                f"{self._domain.name!r} is off, and the hypervisor has no guestfish, with which its image is edited",
-                remedy="Install libguestfs-tools (Debian) or guestfs-tools (RHEL, SUSE) there, or start the guest.",
-                evidence={"ways": {Way.OFFLINE.value: "the hypervisor has no guestfish"}},
+                f"{self._domain.name!r} is off, and {_NO_IMAGES}",
+                remedy="Start the guest.",
+                evidence={"ways": {Way.OFFLINE.value: _NO_IMAGES}},
             )
-        with self._open_image(self._domain, uri=self._hypervisor.uri, read_only=read_only) as image:
+        with self._images.open_image(self._domain, uri=self._hypervisor.uri, read_only=read_only) as image:
             yield image
 
     def _no_power_cycle(self) -> _Closed | None:

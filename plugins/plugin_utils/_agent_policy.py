@@ -69,8 +69,8 @@ def make_policy_result(
 ) -> dict[str, Any]:
     """Put together what the steps returned.
 
-    ``guest`` has name, hypervisor, uri, domain, state and rpcs; ``taken`` what guest_agent_policy returned, as done, and
-    agent_policy_local, as local. ``failure`` is the failed task's name and result, if one failed.
+    ``guest`` has name, hypervisor, uri, domain, state and rpcs; ``taken`` what guest_agent_policy returned, as done,
+    and agent_policy_local, as local. ``failure`` is the failed task's name and result, if one failed.
     """
     local, done = taken.get("local") or {}, taken.get("done") or {}
     told = local if "files" in local else done

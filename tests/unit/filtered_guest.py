@@ -99,15 +99,22 @@ class _OpenImage:
 
 
 class FakeImages:
-    """Opens images of guests that are off. ``fault`` is the error that each of it raises."""
+    """Opens images of guests that are off. ``fault`` is the error that each of it raises, ``impossible`` each check."""
 
     def __init__(self) -> None:
         self.opened: list[bool] = []
         self.fault: FleetError | None = None
+        self.impossible: FleetError | None = None
         self.write_faults: dict[str, FleetError] = {}
 
+    def check(self, domain: Domain, *, uri: str, shut_off: bool) -> None:
+        assert (uri, shut_off) == ("qemu:///session", False)
+        assert domain.state() in ACTIVE_STATES
+        if self.impossible:
+            raise self.impossible
+
     @contextmanager
-    def __call__(self, domain: Domain, *, uri: str, read_only: bool = False) -> Iterator[_OpenImage]:
+    def open_image(self, domain: Domain, *, uri: str, read_only: bool) -> Iterator[_OpenImage]:
         assert uri == "qemu:///session"
         assert isinstance(domain, FakeDomain)
         assert domain.state() not in ACTIVE_STATES

@@ -14,7 +14,7 @@ import pytest
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _exec_files
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState
-from ansible_collections.kvm.fleet.plugins.module_utils._errors import ImageFailed
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import ImageFailed, ImageToolsMissing
 from ansible_collections.kvm.fleet.plugins.modules import guest_agent_policy
 from tests.unit.fake_agent import ALL_COMMANDS, FILE_COMMANDS
 from tests.unit.fake_files import SYSTEMD, UNIT
@@ -35,7 +35,7 @@ def blocking(*rpcs: str) -> dict[str, str]:
 @pytest.fixture
 def images(monkeypatch: pytest.MonkeyPatch) -> FakeImages:
     found = FakeImages()
-    monkeypatch.setattr(guest_agent_policy, "open_image", found)
+    monkeypatch.setattr(guest_agent_policy, "IMAGES", found)
     return found
 
 
@@ -263,6 +263,16 @@ def test_without_a_power_cycle_and_guest_exec_no_way_is_open_and_each_says_why(
     assert (domain.changes, images.opened, audit.exists()) == ([], [], False)
 
 
+def test_a_guest_whose_image_could_not_be_opened_is_not_shut_down_for_it(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages
+) -> None:
+    domain = filtered_guest(hypervisor, blocking(*FILE_COMMANDS, *EXEC))
+    images.impossible = ImageToolsMissing("there is no guestfish", remedy="Install it.")
+    result = policy(run, "enabled")
+    assert (result["error_code"], result["evidence"]["ways"]["offline"]) == ("no_way_open", "there is no guestfish")
+    assert (domain.changes, images.opened) == ([], [])
+
+
 def test_a_transient_guest_is_not_shut_down(run: Run, hypervisor: FakeHypervisor, images: FakeImages) -> None:
     domain = filtered_guest(hypervisor, blocking(*EXEC))
     domain.persistent = False
@@ -386,3 +396,19 @@ def test_a_guest_that_a_dead_run_left_off_is_edited_and_started(
     assert (result["changed"], result["restarted"], result["proved"]) == (True, True, True)
     assert domain.state() is DomainState.RUNNING
     assert len(images.opened) == 2
+
+
+# --- what was changed in the guest itself --------------------------------------------------------
+
+
+def test_what_was_changed_in_the_guest_is_audited_by_a_module_of_its_own(
+    run: Run, hypervisor: FakeHypervisor, audit: Path
+) -> None:
+    domain = hypervisor.add("web1")
+    arguments = {"name": "web1", "event": "changed", "state": "enabled", "files": [{"path": CONF}], "owner": "job 7"}
+    assert run("guest_audit", check=True, **arguments)["audit"] is None
+    assert not audit.exists()
+    result = run("guest_audit", **arguments)
+    assert lines(audit) == [result["audit"]]
+    assert (result["audit"]["way"], result["audit"]["uuid"], result["audit"]["owner"]) == ("ssh", domain.uuid, "job 7")
+    assert (domain.changes, domain.agent.requests) == ([], [])
