@@ -65,7 +65,9 @@ class CallbackModule(CallbackBase):
             self._print(render_status(fleet["status"], failed_looks))
         if "targets" in fleet or "guests" in fleet:
             # A playbook of the user's own notes none with the role alone, and the last ones only of several selections.
+            left_out = fleet.get("left_out", [])
             targets = list(dict.fromkeys([*fleet.get("targets", []), *fleet.get("guests", {})]))
+            targets = [target for target in targets if target not in left_out]
             records = complete(targets, fleet.get("guests", {}), {*stats.dark, *stats.failures})
             self._print(render_summary(fleet.get("job", "upgrade"), records, failed_looks))
 

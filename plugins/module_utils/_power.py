@@ -200,21 +200,32 @@ def apply(
     begun: Begun | None = None,
     intend: Callable[[PowerReport], None] = lambda _report: None,
     started: Callable[[], None] = lambda: None,
+    meanwhile: Callable[[], None] = lambda: None,
 ) -> PowerReport:
     """Carry the steps out and prove them; those of a restart that was ``begun`` by what was known before it.
 
     ``intend`` is told what runs before the domain is first asked to shut down, ``started`` is called as soon as it is
-    up again.
+    up again. ``meanwhile`` is done just before the domain is started; where it fails, the domain is started all the
+    same, and its error is raised after that.
     Errors carry the transitions seen so far, and say in which state the domain is left.
     """
     cycle = _Cycle(hypervisor, domain, steps, options, begun=begun, intend=intend, started=started)
     try:
         if begun and Step.SHUT_DOWN not in steps:
             cycle.go_on(begun)
-        for step in steps:
-            cycle.run(step)
+        if Step.START in steps:
+            start = steps.index(Step.START)
+            cycle.run(*steps[:start])
+            try:
+                meanwhile()
+            finally:
+                cycle.run(*steps[start:])
+        else:
+            cycle.run(*steps)
         cycle.prove()
     except FleetError as error:
+        if isinstance(error.__context__, FleetError) and error.__cause__ is None:
+            error.evidence["while_off"] = error.__context__.message
         error.evidence["transitions"] = [transition.facts() for transition in cycle.report.transitions]
         error.evidence["forced"] = cycle.report.forced
         if cycle.report.transitions[-1].state not in ACTIVE_STATES and not isinstance(error, StartFailed):
@@ -257,8 +268,10 @@ class _Cycle:
         if self.report.transitions[-1].state in ACTIVE_STATES:
             self._started()
 
-    def run(self, step: Step) -> None:
-        {Step.SHUT_DOWN: self._shut_down, Step.START: self._start, Step.WAIT_FOR_AGENT: self._wait_for_agent}[step]()
+    def run(self, *steps: Step) -> None:
+        acts = {Step.SHUT_DOWN: self._shut_down, Step.START: self._start, Step.WAIT_FOR_AGENT: self._wait_for_agent}
+        for step in steps:
+            acts[step]()
 
     def _look(self) -> DomainState:
         """The domain's state, noted when it is another than before."""

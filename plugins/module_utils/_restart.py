@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from datetime import datetime, timezone
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _job, _power
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import timestamp
-from ansible_collections.kvm.fleet.plugins.module_utils._domain import Domain, Hypervisor
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import ACTIVE_STATES, Domain, Hypervisor
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError, UpgradeRunning
 from ansible_collections.kvm.fleet.plugins.module_utils._job import JobState
 from ansible_collections.kvm.fleet.plugins.module_utils._lease import Recorder
@@ -98,6 +99,39 @@ def _require_no_upgrade(hypervisor: Hypervisor, domain: Domain, recorder: Record
             remedy="Run kvm.fleet.upgrade: it follows that upgrade to its end, and restarts the guest then.",
             evidence={"run": found.run, "journal": _job.JOURNAL},
         )
+
+
+def cycle(
+    hypervisor: Hypervisor,
+    domain: Domain,
+    observed: Observation,
+    options: PowerOptions,
+    recorder: Recorder,
+    *,
+    meanwhile: Callable[[], None],
+) -> PowerReport:
+    """Restart the guest, whatever restarts are on record, and do something while it is off.
+
+    A guest that is off is started: it has to be one that a run has left so.
+    """
+    wanted = PowerState.RESTARTED if observed.state in ACTIVE_STATES else PowerState.STARTED
+    steps = _power.plan(observed, wanted, options)
+    _power.check(hypervisor, domain, steps, options)
+    boot = recorder.now().boot_id
+
+    def intend(report: PowerReport) -> None:
+        recorder.begin(StepName.RESTART, _facts(report.process_before, report.boot_id_before, boot))
+
+    def started() -> None:
+        if recorder.last(StepName.RESTART):
+            recorder.note(StepName.RESTART, {STARTED: True})
+
+    with recorder.failing(StepName.RESTART):
+        report = _power.apply(hypervisor, domain, steps, options, intend=intend, started=started, meanwhile=meanwhile)
+    if recorder.last(StepName.RESTART):
+        result = {**_facts(report.process_after, report.boot_id_after, boot), "forced": report.forced}
+        recorder.end(StepName.RESTART, result)
+    return report
 
 
 def restart_on_record(record: Record | None, boot: str) -> Begun | None:

@@ -16,6 +16,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetErro
 from ansible_collections.kvm.fleet.plugins.module_utils._guest_info import GuestInfo
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation
 from ansible_collections.kvm.fleet.plugins.module_utils._packages import KeptBack, PackageChange
+from ansible_collections.kvm.fleet.plugins.module_utils._policy_ways import Report
 from ansible_collections.kvm.fleet.plugins.module_utils._power import PowerReport
 from ansible_collections.kvm.fleet.plugins.module_utils._proc import QemuProcess
 from ansible_collections.kvm.fleet.plugins.module_utils._record import Lease, Moment, Record
@@ -119,6 +120,21 @@ def power(report: PowerReport) -> dict[str, Any]:
         "transitions": [transition.facts() for transition in report.transitions],
         "before": {**process(report.process_before), "boot_id": report.boot_id_before},
         "after": {**process(report.process_after), "boot_id": report.boot_id_after},
+    }
+
+
+def policy(report: Report) -> dict[str, Any]:
+    return {
+        "changed": report.changed,
+        "way": report.way.value if report.way else None,
+        "settings": {rpc: [setting.facts() for setting in settings] for rpc, settings in report.settings.items()},
+        "files": [written.facts() for written in report.files],
+        "unseen": report.unseen,
+        "restarted": report.restarted,
+        "known": report.known,
+        "proved": report.proved,
+        "audit": report.audit,
+        "diff": [written.difference() for written in report.files],
     }
 
 

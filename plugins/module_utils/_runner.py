@@ -51,3 +51,12 @@ def run(module: AnsibleModule, work: Callable[[LibvirtHypervisor], dict[str, Any
     except FleetError as error:
         module.fail_json(**_results.failure(error))
     module.exit_json(**result)
+
+
+def run_here(module: AnsibleModule, work: Callable[[], dict[str, Any]]) -> None:
+    """The same for a module that runs in a guest, where there is no libvirt."""
+    try:
+        result = work()
+    except FleetError as error:
+        module.fail_json(**_results.failure(error))
+    module.exit_json(**result)

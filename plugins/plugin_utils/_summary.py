@@ -16,7 +16,7 @@ RULE = "═" * 39
 
 Record = Mapping[str, Any]
 
-SUCCESSES = frozenset({"unchanged", "upgraded", "restarted"})
+SUCCESSES = frozenset({"unchanged", "upgraded", "restarted", "changed"})
 
 
 def complete(targets: Sequence[str], records: Mapping[str, Record], lost: Iterable[str]) -> list[Record]:
@@ -61,7 +61,9 @@ def render_summary(job: str, records: Sequence[Record], failed_looks: Sequence[R
         lines += [*_guest_lines(record), ""]
     for failed in failed_looks:
         lines += [*_failed_look_lines(failed), ""]
-    totals = f"Success: {succeeded}  Failed: {len(reached) - succeeded}  Drift Resolved: {resolved}"
+    totals = f"Success: {succeeded}  Failed: {len(reached) - succeeded}"
+    if not any("policy" in record for record in records):
+        totals += f"  Drift Resolved: {resolved}"
     return [*lines, RULE, totals, RULE] if records or failed_looks else [*lines[:2], RULE, totals, RULE]
 
 
@@ -88,6 +90,23 @@ def printable(text: str) -> str:
 
 
 def _success_facts(record: Record) -> list[tuple[str, str]]:
+    return _policy_facts(record) if "policy" in record else _upgrade_facts(record)
+
+
+def _policy_facts(record: Record) -> list[tuple[str, str]]:
+    policy, files = record["policy"], record["files"]
+    does = "allows" if policy["state"] == "enabled" else "blocks"
+    copies = [f"{file['backup']} on the {file['backup_on']}" for file in files if file["backup"]]
+    return [
+        ("Agent", f"{does} {', '.join(policy['rpcs'])}{'' if record['outcome'] == 'changed' else ' already'}"),
+        ("Way", record["way"] or ""),
+        ("Changed", ", ".join(file["path"] for file in files)),
+        ("Copies", ", ".join(copies)),
+        ("Duration", duration_text(record["duration"])),
+    ]
+
+
+def _upgrade_facts(record: Record) -> list[tuple[str, str]]:
     return [
         ("Packages upgraded", packages_text(record["packages"])),
         ("Restarted", ("yes, forced off" if record["forced_off"] else "yes") if record["restarted"] else "no"),

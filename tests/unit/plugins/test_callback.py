@@ -72,6 +72,12 @@ def test_enabled_by_the_user_and_brought_along_by_a_playbook_it_speaks_once(prin
     assert len([line for line in printed if "SUMMARY" in line]) == 1
 
 
+def test_a_guest_that_turned_out_not_to_be_concerned_is_left_out(printed: list[str]) -> None:
+    finish({"targets": ["web1", "web2"], "left_out": ["web2"], "guests": {"web1": record("web1")}})
+    assert "✓ web1" in printed
+    assert not [line for line in printed if "web2" in line]
+
+
 @pytest.mark.parametrize("counted_in", ["dark", "failures"])
 def test_a_guest_that_ansible_lost_is_a_failure(printed: list[str], counted_in: str) -> None:
     custom = {"_run": {"kvm_fleet": {"targets": ["web1", "web2"]}}}

@@ -1,0 +1,119 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+name: policy_result
+short_description: Put together what became of a guest's agent
+version_added: 0.1.0
+author:
+  - Contributors to kvm.fleet (@kvm-fleet)
+description:
+  - Makes the record of one guest that the summary shows, from what the steps of the role
+    P(kvm.fleet.agent_policy#role) returned, as far as they came.
+options:
+  _input:
+    description:
+      - Results of tasks. C(done) from M(kvm.fleet.guest_agent_policy), C(local) from M(kvm.fleet.agent_policy_local).
+    type: dict
+    required: true
+  guest:
+    description: The guest's C(name), C(hypervisor), C(uri) and C(domain), and the C(state) and C(rpcs) that are wanted.
+    type: dict
+    required: true
+  started:
+    description: When work on the guest began, in seconds since the epoch.
+    type: float
+    required: true
+  check_mode:
+    description: Whether everything was only predicted.
+    type: bool
+    default: false
+  failure:
+    description: The name of the task that failed, as C(task), and its C(result).
+    type: dict
+"""
+
+EXAMPLES = r"""
+- name: Put the result together
+  ansible.builtin.set_fact:
+    result: "{{ {'done': done} | kvm.fleet.policy_result(guest=guest, started=started) }}"
+  vars:
+    guest:
+      name: web1
+      hypervisor: hypervisor1
+      uri: qemu:///system
+      domain: web1
+      state: enabled
+      rpcs: [guest-exec]
+"""
+
+RETURN = r"""
+_value:
+  description: The record.
+  type: dict
+  contains:
+    guest:
+      description: The guest's name in the inventory.
+      type: str
+    hypervisor:
+      description: Its hypervisor's name in the inventory.
+      type: str
+    uri:
+      description: The local libvirt connection there.
+      type: str
+    domain:
+      description: The domain's name there.
+      type: str
+    outcome:
+      description: V(unchanged), V(changed), V(refused) or V(failed).
+      type: str
+    check_mode:
+      description: Whether the record is a prediction.
+      type: bool
+    policy:
+      description: What was wanted, as C(state) and C(rpcs).
+      type: dict
+    way:
+      description: The way that was taken. V(null) if none.
+      type: str
+    files:
+      description: The files that were changed, as M(kvm.fleet.guest_agent_policy) returns them.
+      type: list
+      elements: dict
+    restarted:
+      description: Whether the agent was restarted.
+      type: bool
+    duration:
+      description: Seconds that the guest took.
+      type: float
+    error:
+      description: The first failure, else V(null), with C(task), C(error_code), C(msg), C(remedy), C(transient) and
+        C(evidence).
+      type: dict
+"""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.kvm.fleet.plugins.plugin_utils._agent_policy import make_policy_result
+
+
+def result(
+    taken: Mapping[str, Any],
+    guest: Mapping[str, Any],
+    started: str | float,
+    check_mode: bool = False,
+    failure: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    return make_policy_result(
+        guest, taken, duration=time.time() - float(started), check_mode=check_mode, failure=failure
+    )
+
+
+class FilterModule:
+    def filters(self) -> dict[str, Any]:
+        return {"policy_result": result}

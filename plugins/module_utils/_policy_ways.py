@@ -1,0 +1,570 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Ways to the settings of a guest's agent, and what is done by the one that is open.
+
+By guest-exec, where the agent allows it, as when only other RPCs are blocked or guest-exec is to be. By the agent's
+own commands for files, and a power cycle, since nothing gentler restarts the agent from outside. Or in the guest's
+image, while the guest is shut down for it. Whatever fails on the way, the guest is left running as it was.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from enum import Enum
+from typing import Any, Protocol
+
+from ansible_collections.kvm.fleet.plugins.module_utils import _power, _restart
+from ansible_collections.kvm.fleet.plugins.module_utils._agent import (
+    READ_COMMANDS,
+    WRITE_COMMANDS,
+    AgentInfo,
+    GuestAgent,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._agent_config import (
+    DROP_IN_DIRECTORIES,
+    USUAL_FILES,
+    AgentConfig,
+    Setting,
+    parse_version,
+    read_config,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._agent_files import AgentFiles
+from ansible_collections.kvm.fleet.plugins.module_utils._audit import Audit, who
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import Deadline, ticks
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import (
+    ACTIVE_STATES,
+    Domain,
+    Hypervisor,
+    require_running,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    CommandFailed,
+    DomainBusy,
+    DomainUnsafe,
+    FleetError,
+    ImageFailed,
+    ImageToolsMissing,
+    InvalidRequest,
+    NoWayOpen,
+    PolicyUnsupported,
+    ProofFailed,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._exec_files import ExecFiles
+from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import GuestFiles
+from ansible_collections.kvm.fleet.plugins.module_utils._lease import Recorder
+from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation, observe
+from ansible_collections.kvm.fleet.plugins.module_utils._policy import EXEC_RPCS, FileChange, Wanted, plan
+from ansible_collections.kvm.fleet.plugins.module_utils._power import PowerOptions, PowerReport, PowerState
+from ansible_collections.kvm.fleet.plugins.module_utils._traced import decode, shown
+
+BACKUP = ".kvm-fleet-backup"
+PROOF_SECONDS = 30
+"""For how long an agent that answers may still be the one from before its restart."""
+
+_WHILE_FROZEN = {
+    *("guest-ping", "guest-info", "guest-sync", "guest-sync-delimited"),
+    *("guest-fsfreeze-status", "guest-fsfreeze-thaw"),
+}
+
+_NO_IMAGES = "images of guests cannot be opened here"
+
+
+class Way(str, Enum):
+    EXEC = "exec"
+    FILES = "files"
+    OFFLINE = "offline"
+
+
+class Image(Protocol):
+    """A guest's image that is open."""
+
+    @property
+    def files(self) -> GuestFiles: ...
+
+
+class Images(Protocol):
+    """What opens the images of domains that are off."""
+
+    def check(self, domain: Domain, *, uri: str, shut_off: bool) -> object:
+        """Raise what would keep the image from being opened. Unless ``shut_off``, the domain may still run."""
+
+    def open_image(self, domain: Domain, *, uri: str, read_only: bool) -> AbstractContextManager[Image]: ...
+
+
+@dataclass(frozen=True)
+class Request:
+    """What is wanted, and what may be done for it. Without ``way`` the first one that is open is taken."""
+
+    wanted: Wanted
+    way: Way | None
+    power_cycle: bool
+    power: PowerOptions
+    run: str | None = None
+    owner: str | None = None
+
+    def check(self) -> None:
+        """Raise InvalidRequest for what cannot be meant."""
+        self.wanted.check()
+        self.power.check()
+        if not self.power.agent_timeout:
+            raise InvalidRequest(
+                "without an agent_timeout nothing could prove the change",
+                remedy="Give the seconds that the guest takes to start.",
+            )
+
+
+@dataclass(frozen=True)
+class Written:
+    """A file that was changed, or would be. ``backup_on`` is None where there was nothing to keep."""
+
+    path: str
+    change: FileChange
+    backup: str | None = None
+    backup_on: str | None = None
+
+    def facts(self) -> dict[str, Any]:
+        """As results and the audit have it. What comes from a guest is made fit to be shown."""
+        lines = [
+            {side: None if text is None else shown(text) for side, text in asdict(line).items()}
+            for line in self.change.lines()
+        ]
+        return {"path": shown(self.path), "backup": self.backup, "backup_on": self.backup_on, "lines": lines}
+
+    def difference(self) -> dict[str, str]:
+        """For Ansible's diff mode."""
+        before, after = (
+            "".join(f"{shown(line)}\n" for line in decode(content or b"").splitlines())
+            for content in (self.change.before, self.change.after)
+        )
+        header = shown(self.path)
+        return {"before_header": header, "after_header": header, "before": before, "after": after}
+
+
+@dataclass
+class Report:
+    """What was done, or would be.
+
+    ``known`` is False in check mode, where the files could only be read after a shutdown. ``proved`` tells whether the
+    agent itself was asked afterwards.
+    """
+
+    changed: bool
+    way: Way | None = None
+    settings: dict[str, list[Setting]] = field(default_factory=dict)
+    files: list[Written] = field(default_factory=list)
+    unseen: list[str] = field(default_factory=list)
+    restarted: bool = False
+    known: bool = True
+    proved: bool = False
+    audit: dict[str, Any] | None = None
+
+
+def apply_policy(
+    hypervisor: Hypervisor,
+    domain: Domain,
+    request: Request,
+    recorder: Recorder,
+    images: Images | None,
+    *,
+    check: bool,
+) -> Report:
+    """Have the guest's agent allow or block what is wanted. ``images`` is None where none can be opened.
+
+    Raises NoWayOpen, PolicyUnsupported, ProofFailed, and what the way that is taken raises.
+    """
+    request.check()
+    observed = observe(hypervisor, domain)
+    work = _Work(
+        hypervisor=hypervisor,
+        domain=domain,
+        request=request,
+        recorder=recorder,
+        images=images,
+        observed=observed,
+        check=check,
+    )
+    if observed.state not in ACTIVE_STATES:
+        return work.while_off()
+    require_running(domain.name, observed.state)
+    info = work.agent.info()
+    if request.wanted.met_by(lambda rpc: info.commands.get(rpc, False)):
+        return Report(changed=False, proved=True)
+    _refuse_what_no_setting_changes(domain, request.wanted, info)
+    work.version = parse_version(info.version)
+    return work.by(work.choose(info))
+
+
+def _refuse_what_no_setting_changes(domain: Domain, wanted: Wanted, info: AgentInfo) -> None:
+    unknown = [rpc for rpc in wanted.rpcs if rpc not in info.commands]
+    if unknown and wanted.allowed:
+        raise PolicyUnsupported(
+            f"the agent of {domain.name!r} has no {', '.join(unknown)}, whatever its settings are",
+            remedy="Upgrade qemu-guest-agent in the guest, or correct the names.",
+            evidence={"version": shown(info.version), "unknown": unknown},
+        )
+    enabled = {rpc for rpc, allowed in info.commands.items() if allowed}
+    if "guest-fsfreeze-thaw" in enabled and enabled <= _WHILE_FROZEN:
+        raise DomainBusy(
+            f"the file systems of {domain.name!r} are frozen, as for a backup; its agent allows nothing else then",
+            remedy="Wait until the backup has ended, or thaw them with 'virsh domfsthaw'.",
+            evidence={"enabled": sorted(enabled)},
+        )
+
+
+@dataclass(frozen=True)
+class _Closed:
+    """A way that is not open, and why."""
+
+    why: str
+
+
+@dataclass(frozen=True)
+class _Open:
+    """A way that is open, with what was read and planned by it. There is no plan where the guest has to be off."""
+
+    way: Way
+    files: GuestFiles | None = None
+    config: AgentConfig | None = None
+    changes: tuple[FileChange, ...] = ()
+
+
+class _Work:
+    """One guest, on its way to what is wanted."""
+
+    def __init__(
+        self,
+        *,
+        hypervisor: Hypervisor,
+        domain: Domain,
+        request: Request,
+        recorder: Recorder,
+        images: Images | None,
+        observed: Observation,
+        check: bool,
+    ) -> None:
+        self.agent = GuestAgent(domain, hypervisor.clock)
+        self.version: tuple[int, int] | None = None
+        self._hypervisor = hypervisor
+        self._clock = hypervisor.clock
+        self._domain = domain
+        self._request = request
+        self._wanted = request.wanted
+        self._recorder = recorder
+        self._images = images
+        self._observed = observed
+        self._check = check
+        self._audit = Audit(hypervisor.uri, hypervisor.clock)
+        self._report = Report(changed=True)
+
+    # --- which way --------------------------------------------------------------------------------
+
+    def choose(self, info: AgentInfo) -> _Open:
+        """The first way that is open, or the one that was asked for. Raises NoWayOpen."""
+        closed: dict[str, str] = {}
+        for way, look in (
+            (Way.EXEC, self._look_by_exec),
+            (Way.FILES, self._look_by_files),
+            (Way.OFFLINE, self._look_offline),
+        ):
+            if self._request.way not in (None, way):
+                continue
+            found = look(info)
+            if isinstance(found, _Open):
+                return found
+            closed[way.value] = found.why
+        raise NoWayOpen(
+            f"the agent of {self._domain.name!r} cannot be set up from here: "
+            + "; ".join(f"{way}: {why}" for way, why in closed.items()),
+            remedy="Open one of these ways, or log in to the guest: kvm.fleet.agent_policy_local does the same there.",
+            evidence={"ways": closed},
+        )
+
+    def _look_by_exec(self, info: AgentInfo) -> _Open | _Closed:
+        blocked = _blocked(info, EXEC_RPCS)
+        if blocked:
+            return blocked
+        files = ExecFiles(self.agent)
+        try:
+            files.probe()
+        except CommandFailed as error:
+            return _Closed(f"the agent may not run what restarts it ({error.evidence['stderr']}), as under SELinux")
+        files.fetch(USUAL_FILES, DROP_IN_DIRECTORIES)
+        return self._planned(Way.EXEC, files)
+
+    def _look_by_files(self, info: AgentInfo) -> _Open | _Closed:
+        closed = _blocked(info, tuple(dict.fromkeys((*READ_COMMANDS, *WRITE_COMMANDS)))) or self._no_power_cycle()
+        if closed:
+            return closed
+        found = self._planned(Way.FILES, AgentFiles(self.agent))
+        new = [change.path for change in found.changes if change.before is None]
+        if new:
+            return _Closed(
+                f"{new[0]} would have to be made, which the agent does with a mode that lets everybody write"
+            )
+        if not found.changes and found.config and found.config.unseen:
+            return _Closed(
+                "what blocks these RPCs is in none of the files that could be seen; "
+                f"the agent cannot list {found.config.unseen[0]} and others"
+            )
+        return found
+
+    def _look_offline(self, _info: AgentInfo) -> _Open | _Closed:
+        return self._no_power_cycle() or self._no_image() or _Open(Way.OFFLINE)
+
+    def _no_image(self) -> _Closed | None:
+        if self._images is None:
+            return _Closed(_NO_IMAGES)
+        try:
+            self._images.check(self._domain, uri=self._hypervisor.uri, shut_off=False)
+        except (DomainUnsafe, ImageFailed, ImageToolsMissing) as error:
+            return _Closed(error.message)
+        return None
+
+    @contextmanager
+    def _image(self, *, read_only: bool) -> Iterator[Image]:
+        if self._images is None:
+            raise NoWayOpen(
+                f"{self._domain.name!r} is off, and {_NO_IMAGES}",
+                remedy="Start the guest.",
+                evidence={"ways": {Way.OFFLINE.value: _NO_IMAGES}},
+            )
+        with self._images.open_image(self._domain, uri=self._hypervisor.uri, read_only=read_only) as image:
+            yield image
+
+    def _no_power_cycle(self) -> _Closed | None:
+        """Why the guest cannot be shut down and started, which is all that restarts its agent from outside."""
+        if not self._request.power_cycle:
+            return _Closed("it needs a power cycle, which 'power_cycle: false' forbids")
+        try:
+            _power.plan(self._observed, PowerState.RESTARTED, self._request.power)
+        except DomainUnsafe as error:
+            return _Closed(error.message)
+        return None
+
+    def _planned(self, way: Way, files: GuestFiles) -> _Open:
+        config = read_config(files, self.version)
+        return _Open(way, files, config, plan(config, self._wanted))
+
+    # --- by that way ------------------------------------------------------------------------------
+
+    def by(self, found: _Open) -> Report:
+        """Do it, or in check mode tell what would be done."""
+        self._report.way = found.way
+        if found.config:
+            self._tell(found.config, found.changes)
+        else:
+            self._report.known = not self._check
+        self._report.restarted = True
+        if self._check:
+            return self._report
+        with self._audited():
+            if found.files is None:
+                self._power_cycle(self._edit_image)
+            elif found.way is Way.FILES:
+                with self._changed(found.files, found.changes):
+                    self._power_cycle()
+                    self._prove(PROOF_SECONDS)
+            else:
+                self._change_by_exec(ExecFiles(self.agent), found.changes)
+            self._prove(PROOF_SECONDS)
+        return self._report
+
+    def _tell(self, config: AgentConfig, changes: Sequence[FileChange]) -> None:
+        self._report.settings = {rpc: config.settings_against(rpc) for rpc in self._wanted.rpcs}
+        self._report.unseen = config.unseen
+        self._report.files = [Written(change.path, change) for change in changes]
+
+    def while_off(self) -> Report:
+        """A guest that is off is edited so and stays off, unless it is off only since a run has shut it down."""
+        if self._request.way not in (None, Way.OFFLINE):
+            raise NoWayOpen(
+                f"the way {self._request.way.value!r} needs an agent that answers, and {self._domain.name!r} is off",
+                remedy="Start the guest, or take the way 'offline'.",
+                evidence={"ways": {self._request.way.value: "the guest is off"}},
+            )
+        self._report.way = Way.OFFLINE
+        record = self._recorder.record
+        self._report.restarted = record is not None and record.shut_down_by_us
+        if self._check:
+            with self._image(read_only=True) as image:
+                config = read_config(image.files, None)
+                self._tell(config, plan(config, self._wanted))
+            self._report.changed = bool(self._report.files) or self._report.restarted
+            return self._report
+        with self._audited():
+            if self._report.restarted:
+                self._power_cycle(self._edit_image)
+                self._prove(PROOF_SECONDS)
+            else:
+                self._edit_image()
+        self._report.changed = bool(self._report.files) or self._report.restarted
+        return self._report
+
+    def _edit_image(self) -> None:
+        with self._image(read_only=False) as image:
+            config = read_config(image.files, self.version)
+            changes = plan(config, self._wanted)
+            self._tell(config, changes)
+            self._write(image.files, changes)
+
+    def _power_cycle(self, meanwhile: Callable[[], None] = lambda: None) -> PowerReport:
+        return _restart.cycle(
+            self._hypervisor, self._domain, self._observed, self._request.power, self._recorder, meanwhile=meanwhile
+        )
+
+    def _change_by_exec(self, files: ExecFiles, changes: Sequence[FileChange]) -> None:
+        try:
+            with self._changed(files, changes):
+                files.restart_agent([(written.path, written.backup or "") for written in self._report.files])
+                self._prove(self._request.power.agent_timeout)
+        except ProofFailed as error:
+            if error.evidence["put_back"]:  # the agent has to take notice of the old files once more
+                files.restart_agent(())
+            raise
+
+    @contextmanager
+    def _changed(self, files: GuestFiles, changes: Sequence[FileChange]) -> Iterator[None]:
+        """Change the files for what is then tried, and put them back where that fails."""
+        self._write(files, changes)
+        try:
+            yield
+        except FleetError as error:
+            error.evidence["put_back"] = self._put_back(files, self._report.files)
+            raise
+
+    def _write(self, files: GuestFiles, changes: Sequence[FileChange]) -> None:
+        """Keep what was there, say in the audit what will be, and write it: all of the files, or none."""
+        written = [self._kept(files, change) for change in changes]
+        self._report.files = written
+        if not written:
+            return
+        self._report.audit = self._audit.add("changing", self._facts())
+        for number, (change, _kept) in enumerate(zip(changes, written)):
+            try:
+                files.write(change.path, change.after)
+            except FleetError as error:
+                error.evidence["put_back"] = self._put_back(files, written[:number])
+                raise
+
+    def _kept(self, files: GuestFiles, change: FileChange) -> Written:
+        written = Written(change.path, change)
+        if change.before is None:
+            return written
+        if isinstance(files, AgentFiles):  # it cannot make a file in the guest that only root may change
+            kept = self._audit.keep(self._domain.uuid, change.path, change.before)
+            return replace(written, backup=kept, backup_on="hypervisor")
+        return replace(written, backup=keep_beside(files, change.path, change.before), backup_on="guest")
+
+    def _put_back(self, files: GuestFiles, written: Sequence[Written]) -> bool:
+        """Give the files their old content; tells whether that is known to have been done."""
+        try:
+            for one in written:
+                put_back(files, one.change)
+        except FleetError:
+            return False  # what went wrong first is what the user is told; this goes with it as evidence
+        return True
+
+    # --- proof and audit --------------------------------------------------------------------------
+
+    def _prove(self, seconds: float) -> None:
+        """Raise ProofFailed unless the agent comes to say what was wanted."""
+        if self._report.proved:
+            return
+        said: dict[str, bool] = {}
+        for _tick in ticks(Deadline(self._clock, seconds), self._clock):
+            try:
+                said.update(self.agent.info().commands)
+            except FleetError as error:
+                if not error.transient:
+                    raise
+                continue
+            if self._wanted.met_by(lambda rpc: said.get(rpc, False)):
+                self._report.proved = True
+                return
+        backups = {one.path: one.backup for one in self._report.files}
+        raise ProofFailed(
+            f"the agent of {self._domain.name!r} was restarted with the changed settings and still does not "
+            f"{'allow' if self._wanted.allowed else 'block'} all of {', '.join(self._wanted.rpcs)}",
+            remedy="See 'systemctl cat qemu-guest-agent' and 'systemctl status qemu-guest-agent' in the guest: another "
+            "setting may decide, or SELinux may. The evidence names the copies of what was changed.",
+            evidence={"allowed": {rpc: said.get(rpc) for rpc in self._wanted.rpcs}, "backups": backups},
+        )
+
+    @contextmanager
+    def _audited(self) -> Iterator[None]:
+        """Write down what has become of a change that the audit knows to have begun."""
+        try:
+            yield
+        except FleetError as error:
+            if self._report.audit:
+                self._audit.add("failed", {**self._facts(), "error_code": error.error_code, "msg": error.message})
+            raise
+        if self._report.files:
+            self._report.audit = self._audit.add("changed", {**self._facts(), "proved": self._report.proved})
+
+    def _facts(self) -> dict[str, Any]:
+        return audit_facts(
+            self._domain.name,
+            self._domain.uuid,
+            self._report.way.value if self._report.way else "",
+            self._wanted,
+            [written.facts() for written in self._report.files],
+            run=self._request.run,
+            owner=self._request.owner,
+        )
+
+
+def _blocked(info: AgentInfo, rpcs: Sequence[str]) -> _Closed | None:
+    missing = [rpc for rpc in rpcs if not info.commands.get(rpc, False)]
+    return _Closed(f"the agent does not allow {', '.join(missing)}") if missing else None
+
+
+def audit_facts(
+    name: str,
+    uuid: str,
+    way: str,
+    wanted: Wanted,
+    files: Sequence[Mapping[str, Any]],
+    *,
+    run: str | None,
+    owner: str | None,
+) -> dict[str, Any]:
+    """What the audit says of a change, by whichever way."""
+    return {
+        **who(owner),
+        "guest": name,
+        "uuid": uuid,
+        "way": way,
+        "state": "enabled" if wanted.allowed else "disabled",
+        "rpcs": list(wanted.rpcs),
+        "files": list(files),
+        "run": run,
+    }
+
+
+def keep_beside(files: GuestFiles, path: str, content: bytes) -> str:
+    """Keep the content of a file in a copy beside it, and return that one's path. A copy is never overwritten."""
+    for number in range(1000):
+        kept = f"{path}{BACKUP}.{number}" if number else f"{path}{BACKUP}"
+        there = files.read(kept)
+        if there is None:
+            files.write(kept, content)
+        if there in (None, content):
+            return kept
+    raise PolicyUnsupported(
+        f"there are a thousand copies of {path} beside it",
+        remedy="Remove those that nobody needs.",
+        evidence={"file": path},
+    )
+
+
+def put_back(files: GuestFiles, change: FileChange) -> None:
+    """Give a file its old content. One that was not there is left empty where it cannot be removed."""
+    if change.before is None and isinstance(files, ExecFiles):
+        files.remove(change.path)
+    else:
+        files.write(change.path, change.before or b"")
