@@ -20,6 +20,7 @@ COLLECTION = "ansible_collections.kvm.fleet.plugins."
 PURE = [
     "module_utils/_agent.py",
     "module_utils/_apt.py",
+    "module_utils/_channel.py",
     "module_utils/_clock.py",
     "module_utils/_dnf.py",
     "module_utils/_domain.py",
@@ -28,6 +29,7 @@ PURE = [
     "module_utils/_errors.py",
     "module_utils/_exec.py",
     "module_utils/_failures.py",
+    "module_utils/_guest_files.py",
     "module_utils/_job.py",
     "module_utils/_lease.py",
     "module_utils/_locks.py",
