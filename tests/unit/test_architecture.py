@@ -53,6 +53,7 @@ PURE = [
     "plugin_utils/_batches.py",
     "plugin_utils/_controller.py",
     "plugin_utils/_cycle.py",
+    "plugin_utils/_reach.py",
     "plugin_utils/_selection.py",
     "plugin_utils/_summary.py",
 ]

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -20,43 +21,61 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetErro
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("*.py"))
-ROLE = ROOT / "roles" / "upgrade"
+ROLES = ROOT / "roles"
+ROLE_NAMES = sorted(path.name for path in ROLES.iterdir())
 
 
 def read_yaml(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-# --- the role ------------------------------------------------------------------------------------
-
-ROLE_OPTIONS = read_yaml(ROLE / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"]
-ROLE_DEFAULTS = read_yaml(ROLE / "defaults" / "main.yml")
+# --- roles ---------------------------------------------------------------------------------------
 
 
-def test_the_role_specifies_what_it_has_defaults_for() -> None:
-    assert list(ROLE_OPTIONS) == list(ROLE_DEFAULTS)
+def options_of(role: str) -> dict[str, Any]:
+    specified: dict[str, Any] = read_yaml(ROLES / role / "meta" / "argument_specs.yml")["argument_specs"]["main"][
+        "options"
+    ]
+    return specified
+
+
+def defaults_of(role: str) -> dict[str, Any]:
+    used: dict[str, Any] = read_yaml(ROLES / role / "defaults" / "main.yml")
+    return used
 
 
 # Their defaults are told in words: Ansible would evaluate those of the specification even where the option is given.
-TOLD_IN_WORDS = {"upgrade_hypervisor", "upgrade_uri"}
+TOLD_IN_WORDS = ("hypervisor", "uri", "ways")
 
 
-def test_only_defaults_that_depend_on_other_variables_are_told_in_words() -> None:
-    assert {option for option, spec in ROLE_OPTIONS.items() if "default" not in spec} == TOLD_IN_WORDS
-    assert all("{{" in ROLE_DEFAULTS[option] for option in TOLD_IN_WORDS)
+@pytest.mark.parametrize("role", ROLE_NAMES)
+def test_a_role_specifies_what_it_has_defaults_for(role: str) -> None:
+    assert list(options_of(role)) == list(defaults_of(role))
+    assert all(option.startswith(f"{role}_") for option in options_of(role))
 
 
-@pytest.mark.parametrize("option", [option for option in ROLE_OPTIONS if option not in TOLD_IN_WORDS])
-def test_a_default_of_the_role_is_the_one_that_is_specified(option: str) -> None:
-    spec, used = ROLE_OPTIONS[option], ROLE_DEFAULTS[option]
+@pytest.mark.parametrize("role", ROLE_NAMES)
+def test_only_defaults_that_depend_on_other_variables_are_told_in_words(role: str) -> None:
+    told = {option for option, spec in options_of(role).items() if "default" not in spec}
+    assert told == {f"{role}_{name}" for name in TOLD_IN_WORDS} & set(options_of(role))
+    assert all("{{" in defaults_of(role)[option] for option in told)
+
+
+@pytest.mark.parametrize(
+    ("role", "option"),
+    [(role, option) for role in ROLE_NAMES for option, spec in options_of(role).items() if "default" in spec],
+)
+def test_a_default_of_a_role_is_the_one_that_is_specified(role: str, option: str) -> None:
+    spec, used = options_of(role)[option], defaults_of(role)[option]
     assert (spec["default"], type(spec["default"])) == (used, type(used))
     assert type(used).__name__ == spec["type"]
     assert used in spec.get("choices", [used])
 
 
-def test_every_option_of_the_role_is_used() -> None:
-    tasks = "".join(path.read_text(encoding="utf-8") for path in (ROLE / "tasks").glob("*.yml"))
-    assert [option for option in ROLE_OPTIONS if not re.search(rf"\b{option}\b", tasks)] == []
+@pytest.mark.parametrize("role", ROLE_NAMES)
+def test_every_option_of_a_role_is_used(role: str) -> None:
+    tasks = "".join(path.read_text(encoding="utf-8") for path in (ROLES / role / "tasks").glob("*.yml"))
+    assert [option for option in options_of(role) if not re.search(rf"\b{option}\b", tasks)] == []
 
 
 # --- modules -------------------------------------------------------------------------------------
@@ -127,9 +146,9 @@ def test_a_filter_takes_the_options_that_it_documents(name: str) -> None:
     imported = importlib.import_module(f"ansible_collections.kvm.fleet.plugins.filter.{name}")
     [(offered, function)] = imported.FilterModule().filters().items()
     documented = yaml.safe_load(imported.DOCUMENTATION)
-    arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
+    arguments = list(inspect.signature(function).parameters)
     assert (offered, documented["name"]) == (name, name)
-    assert list(arguments[1:]) == [option for option in documented["options"] if option != "_input"]
+    assert arguments[1:] == [option for option in documented["options"] if option != "_input"]
 
 
 # --- error codes ---------------------------------------------------------------------------------
