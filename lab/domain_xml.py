@@ -36,6 +36,8 @@ class GuestSpec:
     """`qcow2`: an overlay on the image; `raw`: a full copy, which takes no internal snapshot."""
     agent_channel: bool = True
     """Whether there is a virtio channel for the agent at all."""
+    serial_bus: bool = False
+    """Whether there is a virtio-serial controller even without a channel, so that one can be plugged in."""
     agent_service: bool = True
     """Whether the agent is started inside the guest."""
     private_emulator: bool = False
@@ -85,6 +87,7 @@ def parse_spec(xml: str) -> GuestSpec | None:
         memory_mib=int(mark.get("memory-mib", "0")),
         disk_format=mark.get("disk-format", ""),
         agent_channel=mark.get("agent-channel") == "yes",
+        serial_bus=mark.get("serial-bus") == "yes",
         agent_service=mark.get("agent-service") == "yes",
         private_emulator=mark.get("private-emulator") == "yes",
         private_library=mark.get("private-library") == "yes",
@@ -127,6 +130,7 @@ def _mark(metadata: ET.Element, spec: GuestSpec) -> None:
         "memory-mib": str(spec.memory_mib),
         "disk-format": spec.disk_format,
         "agent-channel": _yes_no(spec.agent_channel),
+        "serial-bus": _yes_no(spec.serial_bus),
         "agent-service": _yes_no(spec.agent_service),
         "private-emulator": _yes_no(spec.private_emulator),
         "private-library": _yes_no(spec.private_library),
@@ -165,6 +169,8 @@ def _devices(devices: ET.Element, spec: GuestSpec, uuid: str) -> None:
     if spec.agent_channel:
         channel = ET.SubElement(devices, "channel", type="unix")
         ET.SubElement(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
+    if spec.serial_bus:
+        ET.SubElement(devices, "controller", type="virtio-serial", index="0")
     random = ET.SubElement(devices, "rng", model="virtio")
     _add(random, "backend", "/dev/urandom", model="random")
     ET.SubElement(devices, "controller", type="usb", model="none")

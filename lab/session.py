@@ -35,6 +35,7 @@ class GuestOptions(TypedDict, total=False):
     memory_mib: int
     disk_format: str
     agent_channel: bool
+    serial_bus: bool
     agent_service: bool
     private_emulator: bool
     private_library: bool

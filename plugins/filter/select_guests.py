@@ -13,7 +13,7 @@ author:
 description:
   - Puts the guests of the inventory together with the domains that M(kvm.fleet.domain_info) found on the hypervisors,
     and chooses among them.
-  - Without O(wanted), chooses the guests that drift, and after them those whose drift nobody can tell.
+  - Without O(wanted), chooses those that O(choice) is about, and after them those that nobody can tell about.
 options:
   _input:
     description:
@@ -41,6 +41,13 @@ options:
   limit:
     description: What C(--limit) was given, as C(ansible_limit) has it.
     type: str
+  choice:
+    description:
+      - What to choose guests for without O(wanted). V(upgrade) is about guests that drift or were left half done,
+        V(agent) about those that run and on whose agent's channel nobody listens, if they have one at all.
+    type: str
+    choices: [upgrade, agent]
+    default: upgrade
 """
 
 EXAMPLES = r"""
@@ -113,6 +120,7 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 
 from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import (
+    CHOICES,
     Guest,
     SelectionError,
     check_limit,
@@ -128,12 +136,16 @@ def select(
     wanted: object = None,
     groups: Mapping[str, Sequence[str]] | None = None,
     limit: str | None = None,
+    *,
+    choice: str = "upgrade",
 ) -> list[dict[str, Any]]:
+    if choice not in CHOICES:
+        raise AnsibleFilterError(f"choice is {choice!r}; it can be {', '.join(CHOICES)}")
     everyone, inventory = list(hosts), {} if inventory is None else inventory
     failures = {(failed["hypervisor"], failed["uri"]): failed for failed in failed_looks(everyone, inventory).values()}
     unseen = {hypervisor for hypervisor, _uri in failures}
     try:
-        selected = select_guests(known_guests(everyone, inventory), wanted, groups or {}, unseen)
+        selected = select_guests(known_guests(everyone, inventory), wanted, groups or {}, unseen, choice)
         check_limit(selected, limit)
     except SelectionError as error:
         raise AnsibleFilterError(str(error)) from error

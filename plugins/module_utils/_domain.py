@@ -93,6 +93,12 @@ class Domain(AgentChannel, Protocol):
     def xml(self) -> str:
         """The live definition of an active domain, the persistent one of an inactive domain."""
 
+    def persistent_xml(self) -> str:
+        """The definition that the next start goes by. A transient domain has none of its own, only the live one."""
+
+    def attach_device(self, xml: str, *, live: bool) -> None:
+        """Add a device to the running domain, or else to its persistent definition. Raises LibvirtFailed."""
+
     def start(self) -> None: ...
 
     def shutdown(self, method: ShutdownMethod) -> None:

@@ -41,6 +41,8 @@ class Definition:
 
     emulator: str | None
     channel: ChannelState
+    serial_bus: bool
+    """Whether there is a virtio-serial controller, which channels are plugged into."""
     writable_disks: tuple[Disk, ...]
     pflash_firmware: bool
 
@@ -53,6 +55,7 @@ def parse_definition(xml: str) -> Definition:
     return Definition(
         emulator=emulator.strip() if emulator else None,
         channel=_channel_state(root),
+        serial_bus=root.find("./devices/controller[@type='virtio-serial']") is not None,
         writable_disks=tuple(_writable_disks(root)),
         pflash_firmware=loader is not None and loader.get("type") == "pflash",
     )

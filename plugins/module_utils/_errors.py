@@ -304,7 +304,7 @@ class GuestUnsupported(FleetError):
 
 
 class NoWayOpen(FleetError):
-    """None of the ways to change the guest agent's settings is open; the evidence says why, one by one."""
+    """None of the ways to install the guest agent, or to change its settings, is open; the evidence says why."""
 
     error_code = "no_way_open"
 

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -27,13 +28,31 @@ answer above 10 MiB (QEMU_AGENT_MAX_RESPONSE) makes libvirt give up on the agent
 streams of this size are 4.0 MB in base64.
 """
 
+RUNNER = "/usr/libexec/kvm-fleet/run"
+"""A program of the guest that runs its arguments, which the role selinux_runner installs.
+
+SELinux starts it in another domain than the agent's (virt_qemu_ga_t): by its label, virt_qemu_ga_unconfined_exec_t, and
+where the boolean virt_qemu_ga_run_unconfined is on.
+"""
+
+
+def _through_runner(script: str) -> str:
+    """A script that passes through the guest's runner before anything else, if there is one, and else runs as it is."""
+    return f"""\
+script={shlex.quote(script)}
+[ ! -x {RUNNER} ] || exec {RUNNER} /bin/sh -c "$script" "$0" "$@"
+eval "$script"
+"""
+
+
 # Ran as: /bin/sh -c LAUNCHER sh CAP DIRECTORY COMMAND...
 #
 # The command replaces the shell, so its return code or signal is what the agent reports. Its output passes through two
 # readers that keep the first CAP bytes and drain the rest, so that no command can flood the agent. Becoming a session
 # leader makes its children reachable as one process group when it has to be ended. Where no FIFO can be made, as on a
 # full or read-only /run, the command runs without a cap rather than not at all.
-LAUNCHER = """\
+LAUNCHER = _through_runner(
+    """\
 cap=$1 directory=$2; shift 2
 if [ -n "$directory" ]; then cd -- "$directory" || exit 125; fi
 if pipes=$(mktemp -d /run/kvm-fleet.XXXXXXXX 2>/dev/null) && mkfifo "$pipes/out" "$pipes/err" 2>/dev/null; then
@@ -44,6 +63,7 @@ if pipes=$(mktemp -d /run/kvm-fleet.XXXXXXXX 2>/dev/null) && mkfifo "$pipes/out"
 fi
 exec setsid "$@"
 """
+)
 
 _VARIABLE = re.compile(r"\A[A-Za-z_][A-Za-z0-9_]*\Z")
 
@@ -129,13 +149,16 @@ def _run_to_its_end(agent: GuestAgent, command: Command) -> Finished:
 
 
 # Succeeds only when the whole process group is gone. It has no '--' before it, since Debian's dash knows none there.
-_END_GROUP = """\
+# It needs the runner as the command did: the agent's own domain may not signal that of the runner.
+_END_GROUP = _through_runner(
+    """\
 kill -TERM "-$1" 2>/dev/null
 for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 "-$1" 2>/dev/null || break; sleep 0.5; done
 kill -KILL "-$1" 2>/dev/null
 sleep 0.2
 ! kill -0 "-$1" 2>/dev/null
 """
+)
 
 
 def _end_group(agent: GuestAgent, pid: object) -> bool:

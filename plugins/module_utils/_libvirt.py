@@ -255,6 +255,15 @@ class LibvirtDomain:
     def xml(self) -> str:
         return self._ask(lambda handle: str(handle.XMLDesc()))
 
+    def persistent_xml(self) -> str:
+        return self._ask(lambda handle: str(handle.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)))
+
+    def attach_device(self, xml: str, *, live: bool) -> None:
+        with self._changing():
+            self._handle.attachDeviceFlags(
+                xml, libvirt.VIR_DOMAIN_AFFECT_LIVE if live else libvirt.VIR_DOMAIN_AFFECT_CONFIG
+            )
+
     def start(self) -> None:
         with self._changing():
             self._handle.create()

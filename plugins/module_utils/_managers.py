@@ -13,7 +13,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._apt import Apt
 from ansible_collections.kvm.fleet.plugins.module_utils._dnf import Dnf
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import PackageManagerUnknown, SelinuxDenied
-from ansible_collections.kvm.fleet.plugins.module_utils._exec import output_of, shell_script
+from ansible_collections.kvm.fleet.plugins.module_utils._exec import RUNNER, output_of, shell_script
 from ansible_collections.kvm.fleet.plugins.module_utils._manager import PackageManager
 from ansible_collections.kvm.fleet.plugins.module_utils._zypper import Zypper
 
@@ -29,7 +29,8 @@ _KNOWN: Sequence[tuple[PackageManager, frozenset[str]]] = (
 
 # What the guest says it is, one 'key value' a line. A program that is there and may not be run is told as denied: test
 # -x asks the kernel, and so SELinux. 'command -v' would not find such a program.
-LOOK = """\
+LOOK = f"""\
+[ ! -e {RUNNER} ] || echo 'runner there'
 for file in /etc/os-release /usr/lib/os-release; do
   [ -r "$file" ] || continue
   (. "$file"; printf 'id %s\\nlike %s\\n' "$ID" "$ID_LIKE")
@@ -40,13 +41,24 @@ for program in apt-get dpkg-query dnf5 dnf zypper rpm; do
   IFS=:
   for directory in $PATH; do
     [ ! -f "$directory/$program" ] || told=denied
-    [ ! -f "$directory/$program" ] || [ ! -x "$directory/$program" ] || { told=has; break; }
+    [ ! -f "$directory/$program" ] || [ ! -x "$directory/$program" ] || {{ told=has; break; }}
   done
   [ -z "$told" ] || echo "$told $program"
 done
 printf 'enforcing %s\\n' "$(cat /sys/fs/selinux/enforce 2>/dev/null)"
 printf 'context %s\\n' "$(tr -d '\\0' </proc/self/attr/current 2>/dev/null)"
 """
+
+_RUNNER_MISSING = (
+    "Let the agent's commands run unconfined in this guest, if its policy and yours allow that: the role "
+    f"kvm.fleet.selinux_runner installs {RUNNER} with the label virt_qemu_ga_unconfined_exec_t and sets the boolean "
+    "virt_qemu_ga_run_unconfined."
+)
+_RUNNER_IDLE = (
+    f"{RUNNER} is there and SELinux starts it as any other program. See in the guest that the boolean "
+    "virt_qemu_ga_run_unconfined is on ('getsebool') and that the file has the label virt_qemu_ga_unconfined_exec_t "
+    "('ls -Z', 'restorecon'); the role kvm.fleet.selinux_runner sees to both."
+)
 
 _FAMILIES = {
     "apt": {"debian", "ubuntu"},
@@ -63,6 +75,7 @@ class System:
     programs: frozenset[str]
     denied: frozenset[str]
     confined: bool
+    runner: bool
 
     @property
     def name(self) -> str:
@@ -88,6 +101,7 @@ def parse_system(lines: Sequence[str]) -> System:
         programs=frozenset(told.get("has", [])),
         denied=frozenset(told.get("denied", [])),
         confined="1" in told.get("enforcing", []) and is_confined(context),
+        runner=bool(told.get("runner")),
     )
 
 
@@ -112,7 +126,7 @@ def choose(system: System, wanted: str) -> PackageManager:
             return there[name]
     wants = [programs for manager, programs in _KNOWN if manager.name in candidates]
     if system.confined and any(system.denied & programs for programs in wants):
-        raise selinux_denied({"denied": sorted(system.denied)})
+        raise selinux_denied({"denied": sorted(system.denied), "runner": system.runner})
     raise PackageManagerUnknown(
         f"the guest (os-release: {system.name}) has no {' or '.join(candidates)}; known are {', '.join(_FAMILIES)}",
         remedy="Upgrade this guest by other means; skip its packages with upgrade_packages: false.",
@@ -125,8 +139,7 @@ def selinux_denied(evidence: Mapping[str, object]) -> SelinuxDenied:
     return SelinuxDenied(
         "SELinux in the guest does not let the guest agent run its package manager: the agent runs as "
         "virt_qemu_ga_t, which may start shells and ordinary programs only",
-        remedy="Let the agent's commands run unconfined in this guest: set the boolean "
-        "virt_qemu_ga_run_unconfined and give the runner the label virt_qemu_ga_unconfined_exec_t; or skip its "
-        "packages with upgrade_packages: false.",
+        remedy=(_RUNNER_IDLE if evidence.get("runner") else _RUNNER_MISSING)
+        + " Or skip the guest's packages with upgrade_packages: false.",
         evidence=evidence,
     )

@@ -221,7 +221,7 @@ domains:
               type: str
               sample: "2026-11-24T00:42:10Z"
             outcome:
-              description: V(unchanged), V(upgraded), V(restarted), V(failed) or V(refused).
+              description: V(unchanged), V(changed), V(upgraded), V(restarted), V(failed) or V(refused).
               type: str
               sample: failed
             error:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -75,6 +75,22 @@ class Guest:
             return 1
         return 2 if self.drift == "unknown" or run.get("problem") else None
 
+    @property
+    def turn_for_an_agent(self) -> int | None:
+        """Likewise for a run that gets guests an agent: those that run, and on whose channel nobody listens."""
+        if self.observed is None:
+            return 2
+        unreached = self.observed["agent_channel"] in ("absent", "disconnected")
+        if not unreached or self.drift == "not_running":
+            return None
+        return 3 if (self.observed.get("run") or {}).get("live") else 1
+
+
+CHOICES: Mapping[str, Callable[[Guest], int | None]] = {
+    "upgrade": lambda guest: guest.turn,
+    "agent": lambda guest: guest.turn_for_an_agent,
+}
+"""When it is a guest's turn, by what the run is for."""
 
 DEFAULT_GROUPS = ("kvm_hypervisors", "kvm_guests")
 
@@ -190,17 +206,21 @@ def _by_place(
 
 
 def select_guests(
-    guests: Sequence[Guest], wanted: object, groups: Mapping[str, Sequence[str]], unseen: Collection[str] = ()
+    guests: Sequence[Guest],
+    wanted: object,
+    groups: Mapping[str, Sequence[str]],
+    unseen: Collection[str] = (),
+    choice: str = "upgrade",
 ) -> list[Guest]:
     """The guests that are asked for, each once.
 
     ``wanted`` names guests, domains or groups of the inventory, as a list or separated by commas, each matched exactly;
-    'all' is every guest. Without it, these are the guests whose turn it is, see Guest.
+    'all' is every guest. Without it, these are the guests whose turn it is by this ``choice``, see Guest.
     Raises SelectionError for a name that matches nothing, which may live on a hypervisor that is ``unseen``.
     """
     names = wanted_names(wanted)
     if not names:
-        return [guest for turn in range(4) for guest in guests if guest.turn == turn]
+        return [guest for turn in range(4) for guest in guests if CHOICES[choice](guest) == turn]
     selected: dict[tuple[Place, str], Guest] = {}
     unmatched = []
     for name in names:

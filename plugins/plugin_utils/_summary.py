@@ -16,7 +16,7 @@ RULE = "═" * 39
 
 Record = Mapping[str, Any]
 
-SUCCESSES = frozenset({"unchanged", "upgraded", "restarted", "changed"})
+SUCCESSES = frozenset({"unchanged", "changed", "upgraded", "restarted"})
 
 
 def complete(targets: Sequence[str], records: Mapping[str, Record], lost: Iterable[str]) -> list[Record]:
@@ -43,7 +43,7 @@ def _missing(guest: str, *, lost: bool) -> Record:
 
 
 def render_summary(job: str, records: Sequence[Record], failed_looks: Sequence[Record] = ()) -> list[str]:
-    """The summary of an upgrade or a restart, line by line.
+    """The summary of a job (upgrade, restart or agent), line by line.
 
     ``failed_looks`` tell which hypervisors could not be looked at; nobody knows what other guests they have.
     """
@@ -62,7 +62,7 @@ def render_summary(job: str, records: Sequence[Record], failed_looks: Sequence[R
     for failed in failed_looks:
         lines += [*_failed_look_lines(failed), ""]
     totals = f"Success: {succeeded}  Failed: {len(reached) - succeeded}"
-    if not any("policy" in record for record in records):
+    if job != "agent" and not any("policy" in record for record in records):
         totals += f"  Drift Resolved: {resolved}"
     return [*lines, RULE, totals, RULE] if records or failed_looks else [*lines[:2], RULE, totals, RULE]
 
@@ -90,6 +90,8 @@ def printable(text: str) -> str:
 
 
 def _success_facts(record: Record) -> list[tuple[str, str]]:
+    if "channel" in record:
+        return _agent_facts(record)
     return _policy_facts(record) if "policy" in record else _upgrade_facts(record)
 
 
@@ -127,6 +129,7 @@ def _failure_facts(record: Record) -> list[tuple[str, str]]:
     return [
         ("Error", f"{error['msg']}{refused}"),
         ("Remedy", error.get("remedy") or ""),
+        ("Agent's channel", _channel_text(record["channel"]) if record.get("channel") else ""),
         ("Packages upgraded", packages_text(packages) if packages else ""),
         ("Forced off", "yes" if record.get("forced_off") else ""),
         ("QEMU drift", record["drift"] if record.get("drift") in ("remains", "resolved") else ""),
@@ -135,6 +138,23 @@ def _failure_facts(record: Record) -> list[tuple[str, str]]:
         *_history(record),
         ("Duration", duration_text(record["duration"]) if "duration" in record else ""),
     ]
+
+
+def _agent_facts(record: Record) -> list[tuple[str, str]]:
+    return [
+        ("Agent's channel", _channel_text(record["channel"])),
+        ("Agent installed", record["installed"]),
+        ("Restarted", ("yes, forced off" if record["forced_off"] else "yes") if record["restarted"] else "no"),
+        ("Agent", record["agent"] or ""),
+        *_history(record),
+        ("Duration", duration_text(record["duration"])),
+    ]
+
+
+def _channel_text(channel: Mapping[str, str]) -> str:
+    """What became of the channel in both definitions: ``present``, or ``added (running domain: needs restart)``."""
+    persistent, live = (channel[part].replace("_", " ") for part in ("persistent", "live"))
+    return persistent if live == persistent else f"{persistent} (running domain: {live})"
 
 
 def _history(record: Record) -> list[tuple[str, str]]:

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from lab import drift
 from lab.clock import wait_until
-from lab.guests import PRISTINE
-from lab.places import run_record
+from lab.guests import PRISTINE, READY_WITHIN_S
+from lab.places import console_path, run_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -86,6 +86,11 @@ def make_fresh(guest: Guest, *, drifted: bool = False) -> None:
     run_record(guest.uuid).unlink(missing_ok=True)
     if drifted:
         drift.replace_emulator(guest)
+
+
+def wait_until_booted(guest: Guest) -> None:
+    """Wait for the login prompt on the console of a guest that has no agent to ask."""
+    assert wait_until(lambda: b"login:" in console_path(guest.uuid).read_bytes(), READY_WITHIN_S)
 
 
 def stop_agent(guest: Guest) -> None:

@@ -218,3 +218,16 @@ def test_a_guest_whose_agent_refuses_commands(pristine_guest: Guest) -> None:
 )
 def test_impossible_requests(options: dict[str, Any]) -> None:
     assert refusal("guest_exec", name="no such guest", **options)["error_code"] == "invalid_request"
+
+
+def test_a_command_and_its_end_pass_through_the_runner_of_a_guest_that_has_one(pristine_guest: Guest) -> None:
+    """What the runner is for, SELinux, no guest of the lab has; that everything goes through it is what can be seen."""
+    runner = "/usr/libexec/kvm-fleet/run"
+    pristine_guest.output("/bin/mkdir", "-p", "/usr/libexec/kvm-fleet")
+    pristine_guest.write_file(runner, b'#!/bin/sh\necho "$$" >>/run/passed\nexport RAN_BY=runner\nexec "$@"\n')
+    pristine_guest.output("/bin/chmod", "755", runner)
+    result = module("guest_exec", name=pristine_guest.name, script='echo "<$RAN_BY>"; exit 3', environment={"A": "1"})
+    assert (result["rc"], result["stdout"]) == (3, "<runner>\n")
+    result = refusal("guest_exec", name=pristine_guest.name, argv=["sleep", "1000"], timeout=10)
+    assert (result["error_code"], result["evidence"]["ended"]) == ("command_timeout", True)
+    assert len(pristine_guest.read_file("/run/passed").splitlines()) == 3

@@ -63,6 +63,8 @@ class GuestHabits:
 class FakeDomain:
     """One domain.
 
+    ``agent_channel`` is that of the domain as it runs, or as it is while it is off. The next start goes by
+    ``channel_at_start``, where that is another. Without a channel, a ``serial_bus`` takes one while the domain runs.
     ``changes`` lists what was done to it, in order. ``faults`` has, by the method's name, the error that each call of
     it raises, ``passing_faults`` one that only the next call raises.
     """
@@ -80,6 +82,8 @@ class FakeDomain:
         self.managed_save = False
         self.goes_off_before_request = False
         self.agent_channel = True
+        self.channel_at_start: bool | None = None
+        self.serial_bus = False
         self.disk_formats: tuple[str, ...] = ("qcow2",)
         self.loader = ""
         self.memory = 512 * 1024 * 1024
@@ -113,20 +117,53 @@ class FakeDomain:
 
     def xml(self) -> str:
         self._fault("xml")
+        if self._state not in ACTIVE_STATES:
+            return self.persistent_xml()
+        state = "disconnected" if self.agent.silent else "connected"
+        return self._xml(channel=self.agent_channel, state=f" state='{state}'")
+
+    def persistent_xml(self) -> str:
+        return self._xml(channel=self._defined_channel)
+
+    @property
+    def _defined_channel(self) -> bool:
+        return self.agent_channel if self.channel_at_start is None else self.channel_at_start
+
+    def _xml(self, *, channel: bool, state: str = "") -> str:
         disks = "".join(
             f"<disk type='file' device='disk'><driver name='qemu' type='{disk_format}'/>"
             f"<source file={quoteattr(str(self._hypervisor.images / f'{self.name}.{disk_format}'))}/>"
             f"<target dev='vd{letter}' bus='virtio'/></disk>"
             for disk_format, letter in zip(self.disk_formats, "abc", strict=False)
         )
-        connected = self._state in ACTIVE_STATES and not self.agent.silent
-        state = f" state='{'connected' if connected else 'disconnected'}'" if self._state in ACTIVE_STATES else ""
-        channel = f"<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'{state}/></channel>"
+        bus = "<controller type='virtio-serial' index='0'/>" if channel or self.serial_bus else ""
+        agent = f"<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'{state}/></channel>"
         return (
             f"<domain type='qemu'><name>{escape(self.name)}</name><os><type>hvm</type>{self.loader}</os><devices>"
-            f"<emulator>{self._hypervisor.emulator}</emulator>{disks}{channel if self.agent_channel else ''}"
+            f"<emulator>{self._hypervisor.emulator}</emulator>{disks}{bus}{agent if channel else ''}"
             f"</devices></domain>"
         )
+
+    def attach_device(self, xml: str, *, live: bool) -> None:
+        self._change(f"attach_device {'live' if live else 'persistent'}")
+        target = ElementTree.fromstring(xml).find("target")
+        assert target is not None
+        assert target.get("name") == "org.qemu.guest_agent.0"
+        if live and self._state not in ACTIVE_STATES:
+            raise libvirt_failed("Requested operation is not valid: domain is not running")
+        if not live and not self.persistent:
+            raise libvirt_failed(
+                "Requested operation is not valid: transient domains do not have any persistent config"
+            )
+        if self.agent_channel if live else self._defined_channel:
+            raise libvirt_failed("Requested operation is not valid: chardev already exists")
+        if live and not self.serial_bus:
+            raise libvirt_failed("internal error: no virtio-serial controllers are available")
+        if live:
+            self.channel_at_start = self._defined_channel
+            self.agent_channel = True
+        else:
+            self.channel_at_start = True
 
     # --- power --------------------------------------------------------------------------------------
 
@@ -185,6 +222,7 @@ class FakeDomain:
         self.pid = self._hypervisor.start_process(self.name, self.uuid)
         self._state = state
         self._presses = 0
+        self.agent_channel = self._defined_channel
 
     def _has_booted(self) -> None:
         self.agent.silent = False

@@ -23,6 +23,7 @@ PURE = [
     "module_utils/_agent_files.py",
     "module_utils/_apt.py",
     "module_utils/_audit.py",
+    "module_utils/_channel.py",
     "module_utils/_clock.py",
     "module_utils/_dnf.py",
     "module_utils/_domain.py",
@@ -65,6 +66,7 @@ PURE = [
     "plugin_utils/_batches.py",
     "plugin_utils/_controller.py",
     "plugin_utils/_cycle.py",
+    "plugin_utils/_reach.py",
     "plugin_utils/_selection.py",
     "plugin_utils/_summary.py",
 ]

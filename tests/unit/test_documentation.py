@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import re
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetErro
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("*.py"))
-ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
+ROLES = ROOT / "roles"
+ROLE_NAMES = sorted(path.name for path in ROLES.iterdir())
 
 
 def read_yaml(path: Path) -> Any:
@@ -31,36 +33,38 @@ def read_yaml(path: Path) -> Any:
 
 
 def options_of(role: str) -> dict[str, Any]:
-    specified = read_yaml(ROOT / "roles" / role / "meta" / "argument_specs.yml")
-    options: dict[str, Any] = specified["argument_specs"]["main"]["options"]
-    return options
+    specified: dict[str, Any] = read_yaml(ROLES / role / "meta" / "argument_specs.yml")["argument_specs"]["main"][
+        "options"
+    ]
+    return specified
 
 
 def defaults_of(role: str) -> dict[str, Any]:
-    defaults: dict[str, Any] = read_yaml(ROOT / "roles" / role / "defaults" / "main.yml")
-    return defaults
+    used: dict[str, Any] = read_yaml(ROLES / role / "defaults" / "main.yml")
+    return used
 
 
-@pytest.mark.parametrize("role", ROLES)
+# Their defaults are told in words: Ansible would evaluate those of the specification even where the option is given.
+TOLD_IN_WORDS = ("hypervisor", "uri", "ways")
+
+
+@pytest.mark.parametrize("role", ROLE_NAMES)
 def test_a_role_specifies_what_it_has_defaults_for(role: str) -> None:
     assert list(options_of(role)) == list(defaults_of(role))
+    assert all(option.startswith(f"{role}_") for option in options_of(role))
 
 
-def told_in_words(role: str) -> set[str]:
-    """Their defaults: Ansible would evaluate those of the specification even where the option is given."""
-    return {f"{role}_hypervisor", f"{role}_uri"}
-
-
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", ROLE_NAMES)
 def test_only_defaults_that_depend_on_other_variables_are_told_in_words(role: str) -> None:
-    assert {option for option, spec in options_of(role).items() if "default" not in spec} == told_in_words(role)
-    assert all("{{" in defaults_of(role)[option] for option in told_in_words(role))
+    told = {option for option, spec in options_of(role).items() if "default" not in spec}
+    assert told == {f"{role}_{name}" for name in TOLD_IN_WORDS} & set(options_of(role))
+    assert all("{{" in defaults_of(role)[option] for option in told)
 
 
-OPTIONS = [(role, option) for role in ROLES for option in options_of(role) if option not in told_in_words(role)]
-
-
-@pytest.mark.parametrize(("role", "option"), OPTIONS)
+@pytest.mark.parametrize(
+    ("role", "option"),
+    [(role, option) for role in ROLE_NAMES for option, spec in options_of(role).items() if "default" in spec],
+)
 def test_a_default_of_a_role_is_the_one_that_is_specified(role: str, option: str) -> None:
     spec, used = options_of(role)[option], defaults_of(role)[option]
     assert (spec["default"], type(spec["default"])) == (used, type(used))
@@ -68,9 +72,9 @@ def test_a_default_of_a_role_is_the_one_that_is_specified(role: str, option: str
     assert used in spec.get("choices", [used])
 
 
-@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("role", ROLE_NAMES)
 def test_every_option_of_a_role_is_used(role: str) -> None:
-    tasks = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "roles" / role / "tasks").glob("*.yml"))
+    tasks = "".join(path.read_text(encoding="utf-8") for path in (ROLES / role / "tasks").glob("*.yml"))
     assert [option for option in options_of(role) if not re.search(rf"\b{option}\b", tasks)] == []
 
 
@@ -144,9 +148,9 @@ def test_a_filter_takes_the_options_that_it_documents(name: str) -> None:
     imported = importlib.import_module(f"ansible_collections.kvm.fleet.plugins.filter.{name}")
     [(offered, function)] = imported.FilterModule().filters().items()
     documented = yaml.safe_load(imported.DOCUMENTATION)
-    arguments = function.__code__.co_varnames[: function.__code__.co_argcount]
+    arguments = list(inspect.signature(function).parameters)
     assert (offered, documented["name"]) == (name, name)
-    assert list(arguments[1:]) == [option for option in documented["options"] if option != "_input"]
+    assert arguments[1:] == [option for option in documented["options"] if option != "_input"]
 
 
 # --- error codes ---------------------------------------------------------------------------------

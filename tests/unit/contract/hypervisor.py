@@ -60,6 +60,7 @@ class HypervisorContract:
         assert not domain.has_managed_save()
         assert domain.memory_bytes() == 512 * 1024 * 1024
         assert "<name>vm1</name>" in domain.xml()
+        assert "<name>vm1</name>" in domain.persistent_xml()
 
     # --- lifecycle ----------------------------------------------------------------------------------
 

@@ -26,6 +26,7 @@ EVERYTHING_ELSE = GuestSpec(
     memory_mib=640,
     disk_format="raw",
     agent_channel=False,
+    serial_bus=True,
     agent_service=False,
     private_emulator=True,
     private_library=True,
@@ -87,6 +88,12 @@ def test_the_agents_channel_and_service_go_separately() -> None:
     assert has(PLAIN) == (True, True)
     assert has(replace(PLAIN, agent_channel=False)) == (False, True)
     assert has(replace(PLAIN, agent_service=False)) == (True, False)
+
+
+def test_a_guest_without_a_channel_has_nothing_to_plug_one_into_unless_asked_for() -> None:
+    bus = "devices/controller[@type='virtio-serial']"
+    assert xml(replace(PLAIN, agent_channel=False)).find(bus) is None
+    assert xml(replace(PLAIN, agent_channel=False, serial_bus=True)).find(bus) is not None
 
 
 def test_only_a_guest_that_is_to_be_another_system_hears_of_it_when_it_boots() -> None:

@@ -46,6 +46,19 @@ def test_the_agents_channel_is_found_among_others(devices: str, expected: Channe
 @pytest.mark.parametrize(
     ("devices", "expected"),
     [
+        ("", False),
+        ("<controller type='pci' index='0' model='pci-root'/>", False),
+        ("<controller type='pci' index='0' model='pci-root'/><controller type='virtio-serial' index='0'/>", True),
+        (channel(AGENT), False),
+    ],
+)
+def test_what_channels_are_plugged_into_is_read(devices: str, expected: bool) -> None:
+    assert parse_definition(domain(devices)).serial_bus is expected
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
         ("", None),
         ("<emulator>/usr/bin/qemu-system-x86_64</emulator>", "/usr/bin/qemu-system-x86_64"),
         ("<emulator>\n  /usr/bin/kvm\n</emulator>", "/usr/bin/kvm"),

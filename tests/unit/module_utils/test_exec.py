@@ -28,6 +28,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
 from ansible_collections.kvm.fleet.plugins.module_utils._exec import (
     LAUNCHER,
     MAX_OUTPUT,
+    RUNNER,
     Command,
     Outcome,
     check_command,
@@ -117,6 +118,56 @@ def test_a_script_and_its_parameters_never_mix() -> None:
     command = shell_script("echo $1", "$(id)", "; id", timeout=5)
     assert command.argv == ("/bin/sh", "-c", "echo $1", "sh", "$(id)", "; id")
     assert command.environment == {}
+
+
+# --- through the runner of a guest that SELinux confines ------------------------------------------
+
+
+@pytest.fixture
+def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the guest's runner would be; nothing is there."""
+    path = tmp_path / "runner"
+    for script in ("LAUNCHER", "_END_GROUP"):
+        monkeypatch.setattr(_exec, script, getattr(_exec, script).replace(RUNNER, str(path)))
+    return path
+
+
+def installed(runner: Path) -> None:
+    """The program that the role installs, but for a mark that tells what ran by it."""
+    runner.write_text(
+        f'#!/bin/sh\n{{ echo "$@"; }} >>{runner}.log\nexport RAN_BY=runner\nexec "$@"\n', encoding="ascii"
+    )
+    runner.chmod(0o755)
+
+
+SHOW = 'printf "%s|" "$RAN_BY" "$@"; cat; exit 3'
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_command_passes_through_the_runner_where_there_is_one(guest: GuestAgent, runner: Path, there: bool) -> None:
+    if there:
+        installed(runner)
+    arguments = ("", "a b", "$(id)", "'\"", "ü")
+    outcome = run_command(guest, Command(("/bin/sh", "-c", SHOW, "sh", *arguments), stdin=b"in", max_output=100))
+    by = "runner" if there else ""
+    assert (outcome.exit_code, outcome.stdout) == (3, "|".join([by, *arguments, "in"]))
+
+
+def test_a_runner_that_may_not_be_run_is_passed_by(guest: GuestAgent, runner: Path) -> None:
+    installed(runner)
+    runner.chmod(0o644)
+    assert shell(guest, 'echo "<$RAN_BY>"').stdout == "<>\n"
+
+
+def test_a_command_is_ended_by_the_runner_that_it_runs_by(guest: GuestAgent, runner: Path) -> None:
+    """The agent's own domain may not signal what the runner has started."""
+    installed(runner)
+    with pytest.raises(CommandTimeout) as raised:
+        shell(guest, "sleep 1000", timeout=0.3)
+    assert raised.value.evidence["ended"] is True
+    log = Path(f"{runner}.log").read_text(encoding="utf-8")
+    assert [line[:10] for line in log.splitlines() if line.startswith("/bin/sh -c")] == ["/bin/sh -c"] * 2
+    assert "kill -TERM" in log
 
 
 # --- the launcher under the real shell -----------------------------------------------------------

@@ -83,7 +83,16 @@ def test_a_guest_without_its_own_is_told(lines: tuple[str, ...], none: str) -> N
 def test_a_package_manager_that_selinux_does_not_let_run_is_there(wanted: str) -> None:
     with pytest.raises(SelinuxDenied) as caught:
         choose(parse_system(("id rhel", "like fedora", "denied dnf", "has rpm", *CONFINED)), wanted)
-    assert caught.value.evidence["denied"] == ["dnf"]
+    assert caught.value.evidence == {"denied": ["dnf"], "runner": False}
+    assert "the role kvm.fleet.selinux_runner installs" in caught.value.remedy
+
+
+def test_a_runner_that_selinux_takes_for_any_other_program_is_told() -> None:
+    with pytest.raises(SelinuxDenied, match="SELinux") as caught:
+        choose(parse_system(("runner there", "id rhel", "denied dnf", "has rpm", *CONFINED)), "auto")
+    assert caught.value.evidence["runner"] is True
+    assert "virt_qemu_ga_run_unconfined is on" in caught.value.remedy
+    assert "label virt_qemu_ga_unconfined_exec_t" in caught.value.remedy
 
 
 def test_what_may_not_be_run_for_another_reason_is_not_there() -> None:
@@ -145,6 +154,10 @@ def test_a_program_that_may_not_be_run_is_told_from_one_that_is_not_there(host: 
     (host.path / "zypper").mkdir()
     told = ask(host, shell)
     assert [line for line in told if line.startswith(("has ", "denied "))] == ["denied dnf", "has rpm"]
+
+
+def test_this_machine_has_no_runner(host: HostAgent) -> None:
+    assert not parse_system(ask(host, "/bin/sh")).runner
 
 
 def test_a_program_that_may_be_run_elsewhere_is_there(host: HostAgent) -> None:

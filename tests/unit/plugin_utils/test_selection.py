@@ -195,6 +195,24 @@ def test_by_default_guests_come_in_their_turn() -> None:
     assert names(select_guests(guests, "fine", {})) == ["fine"]
 
 
+def test_for_an_agent_guests_are_chosen_on_whose_channel_nobody_listens() -> None:
+    def with_channel(name: str, channel: str, drift: str = "none", **run: Any) -> dict[str, Any]:
+        return {**domain(name, drift), "agent_channel": channel, "run": run or None}
+
+    found = [
+        with_channel("busy", "absent", live=True),
+        with_channel("well", "connected", "drifted"),
+        with_channel("silent", "disconnected"),
+        with_channel("without", "absent", "drifted"),
+        with_channel("off", "absent", "not_running"),
+        with_channel("off and fine", "unknown", "not_running"),
+    ]
+    hosts = [host("hv1", {"domains": found}), host("gone", kvm_hypervisor="hv2")]
+    guests = known_guests(hosts, {})
+    assert names(select_guests(guests, None, {}, choice="agent")) == ["silent", "without", "gone", "busy"]
+    assert names(select_guests(guests, "well", {}, choice="agent")) == ["well"]
+
+
 def test_by_default_guests_that_drift_come_before_those_nobody_knows() -> None:
     assert names(select_guests(fleet(), None, {})) == ["web10", "101"]
 

@@ -383,3 +383,64 @@ def test_a_status_tells_who_works_on_a_guest(run: dict[str, Any], lines: list[st
 def test_a_status_tells_of_a_guest_that_is_off_by_a_run() -> None:
     off = {**guest("a", "not_running"), "run": work(live=False, shut_down=True, lease=None)}
     assert "a: off because a run has shut it down: the next upgrade starts it" in render_status([off])
+
+
+# --- agents --------------------------------------------------------------------------------------
+
+
+def reached(name: str, outcome: str = "changed", **facts: Any) -> dict[str, Any]:
+    return {
+        "guest": name,
+        "domain": name,
+        "uri": "qemu:///system",
+        "outcome": outcome,
+        "check_mode": False,
+        "channel": {"persistent": "added", "live": "added"},
+        "installed": "",
+        "restarted": False,
+        "forced_off": False,
+        "agent": "answering",
+        "taken_over": None,
+        "duration": 12.3,
+        "error": None,
+        **facts,
+    }
+
+
+def test_guests_that_got_an_agent_are_told_with_how() -> None:
+    records = [
+        reached("web1"),
+        reached("web2", "restarted", channel={"persistent": "added", "live": "needs_restart"}, restarted=True),
+        reached("web3", "failed", installed="ssh", error={"msg": "it is silent", "remedy": "Look at it."}),
+        {"guest": "web4", "outcome": "refused", "error": {"msg": "it is off", "remedy": "Start it."}, "channel": {}},
+    ]
+    assert render_summary("agent", records) == [
+        RULE,
+        "AGENT SUMMARY: 4 VM(s) processed",
+        RULE,
+        "✓ web1",
+        "  Agent's channel: added",
+        "  Restarted: no",
+        "  Agent: answering",
+        "  Duration: 12s",
+        "",
+        "✓ web2",
+        "  Agent's channel: added (running domain: needs restart)",
+        "  Restarted: yes",
+        "  Agent: answering",
+        "  Duration: 12s",
+        "",
+        "✗ web3",
+        "  Error: it is silent",
+        "  Remedy: Look at it.",
+        "  Agent's channel: added",
+        "  Duration: 12s",
+        "",
+        "✗ web4",
+        "  Error: it is off (nothing was changed)",
+        "  Remedy: Start it.",
+        "",
+        RULE,
+        "Success: 2  Failed: 2",
+        RULE,
+    ]

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from ansible.errors import AnsibleFilterError
 
+from ansible_collections.kvm.fleet.plugins.filter import agent_plan, agent_result
 from ansible_collections.kvm.fleet.plugins.filter.batch_sizes import batch_sizes
 from ansible_collections.kvm.fleet.plugins.filter.choose_looks import choose
 from ansible_collections.kvm.fleet.plugins.filter.failed_looks import failed
@@ -58,6 +59,26 @@ def test_guests_carry_the_uri_of_their_hypervisor() -> None:
 def test_what_cannot_be_selected_is_an_error_of_the_filter() -> None:
     with pytest.raises(AnsibleFilterError, match=r"nothing is named 'x'.*Nobody could look at hv1"):
         select(fleet(), {}, "x")
+
+
+def test_what_to_select_for_has_to_be_known() -> None:
+    with pytest.raises(AnsibleFilterError, match=r"choice is 'x'; it can be upgrade, agent"):
+        select(fleet(), {}, "all", choice="x")
+
+
+def test_a_plan_for_an_agent_is_plain_data() -> None:
+    channel = {"live": "needs_restart", "persistent": "added", "reason": "no bus"}
+    assert agent_plan.plan(channel, "web1") == {"install": "", "restart": True, "refusal": {}}
+    assert agent_plan.plan(channel, "web1", restart=False)["refusal"]["error_code"] == "no_way_open"
+    with pytest.raises(AnsibleFilterError, match=r"there is no way 'telnet'; there are ssh, offline"):
+        agent_plan.plan(channel, "web1", ways=["telnet"])
+
+
+def test_a_result_of_an_agent_measures_from_the_beginning(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 1012.34)
+    channel = {"live": "added", "persistent": "added", "changed": True}
+    record = agent_result.result({"channel": channel}, GUEST, 1000)
+    assert (record["duration"], record["outcome"], record["check_mode"]) == (12.3, "changed", False)
 
 
 def test_looks() -> None:

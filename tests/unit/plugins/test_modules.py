@@ -46,6 +46,10 @@ def switched_off(_hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
     domain.be(DomainState.SHUT_OFF)
 
 
+def without_a_channel(_hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    domain.agent_channel, domain.serial_bus = False, True
+
+
 def as_it_is(_hypervisor: FakeHypervisor, _domain: FakeDomain) -> None:
     pass
 
@@ -60,6 +64,7 @@ class Change(NamedTuple):
 
 
 CHANGES = [
+    Change("domain_channel", {}, without_a_channel, settles=True),
     Change("domain_power", {"state": "restarted"}, as_it_is, settles=False),
     Change("domain_power", {"state": "stopped"}, as_it_is, settles=True),
     Change("domain_power", {"state": "started"}, switched_off, settles=True),
@@ -83,7 +88,7 @@ def test_check_mode_changes_nothing_and_predicts_the_run(
 
     done = run(change.module, name="web1", **change.arguments)
     assert (predicted["changed"], done["changed"]) == (True, True)
-    for told in ("diff", "steps", "packages"):
+    for told in ("diff", "steps", "packages", "live", "persistent"):
         assert predicted.get(told) == done.get(told)
 
     again = run(change.module, name="web1", check=True, **change.arguments)
@@ -203,6 +208,38 @@ def test_a_guest_that_does_not_go_off_fails_with_what_was_seen(run: Run, domain:
         "transitions": [{"state": "running", "at": "2026-03-01T02:00:00Z"}],
         "forced": False,
     }
+
+
+# --- domain_channel ------------------------------------------------------------------------------
+
+
+def test_a_channel_is_told_for_both_definitions_as_what_is_added(run: Run, domain: FakeDomain) -> None:
+    domain.agent_channel, domain.serial_bus = False, True
+    result = run("domain_channel", name="web1", agent_timeout=30)
+    assert (result["live"], result["persistent"], result["agent"]) == ("added", "added", "answering")
+    assert (result["restart_required"], result["reason"]) == (False, "")
+    assert [(diff["before_header"], diff["before"]) for diff in result["diff"]] == [
+        ("persistent definition", ""),
+        ("running domain", ""),
+    ]
+    assert all('name="org.qemu.guest_agent.0"' in diff["after"] for diff in result["diff"])
+    again = run("domain_channel", name="web1")
+    assert (again["changed"], again["live"], again["agent"], again["diff"]) == (False, "present", None, [])
+
+
+def test_a_channel_that_comes_with_a_restart_is_told_and_the_agent_not_waited_for(run: Run, domain: FakeDomain) -> None:
+    domain.agent_channel = False
+    result = run("domain_channel", name="web1", agent_timeout=30)
+    assert (result["live"], result["restart_required"], result["agent"]) == ("needs_restart", True, None)
+    assert "virtio-serial" in result["reason"]
+    assert domain.agent.requests == []
+
+
+def test_an_agent_that_does_not_use_its_channel_fails_the_task(run: Run, domain: FakeDomain) -> None:
+    domain.agent.silent = True
+    for check in (True, False):
+        result = run("domain_channel", name="web1", agent_timeout=30, check=check)
+        assert (result["error_code"], result["transient"]) == ("agent_silent", True)
 
 
 # --- domain_snapshot -----------------------------------------------------------------------------
@@ -377,6 +414,7 @@ def test_a_command_without_end_is_a_timeout(run: Run, domain: FakeDomain) -> Non
         ("guest_upgrade", {"lock_retries": -1}),
         ("guest_upgrade", {"interval": 0}),
         ("guest_upgrade", {"exclude": ["--allow-downgrades"]}),
+        ("domain_channel", {"agent_timeout": -1}),
         ("domain_power", {"state": "restarted", "shutdown_timeout": 0}),
         ("domain_snapshot", {"snapshot": "a/b"}),
         ("domain_snapshot", {"description": "\x1b[2J"}),

@@ -1,0 +1,123 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is done for a guest whose agent cannot be reached, and what is said of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ansible_collections.kvm.fleet.plugins.plugin_utils._reach import Plan, make_plan, make_result
+
+NOT_ASKED: dict[str, Any] = {"agent": None}
+ANSWERING = {"agent": "answering"}
+SILENT = {"failed": True, "error_code": "agent_silent"}
+
+GUEST = {"run": "r1", "name": "web1", "hypervisor": "hv1", "uri": "qemu:///system", "domain": "vm1"}
+
+
+def channel(live: str, persistent: str = "present", **facts: Any) -> dict[str, Any]:
+    return {"live": live, "persistent": persistent, "reason": "no bus" if live == "needs_restart" else "", **facts}
+
+
+@pytest.mark.parametrize(
+    ("live", "asked", "ways", "plan"),
+    [
+        ("present", ANSWERING, ["ssh"], Plan()),
+        ("present", ANSWERING, [], Plan()),
+        ("present", SILENT, ["ssh", "offline"], Plan(install="ssh")),
+        ("present", SILENT, ["offline", "ssh"], Plan(install="offline")),
+        # It may have the agent already, which shows once it has the channel.
+        ("added", NOT_ASKED, ["ssh"], Plan()),
+        ("added", NOT_ASKED, [], Plan()),
+        ("added", ANSWERING, ["ssh"], Plan()),
+        ("added", SILENT, ["ssh"], Plan(install="ssh")),
+        ("needs_restart", NOT_ASKED, [], Plan(restart=True)),
+        ("needs_restart", NOT_ASKED, ["ssh"], Plan(install="ssh", restart=True)),
+        # It is shut down and started for its image anyway.
+        ("needs_restart", NOT_ASKED, ["offline"], Plan(install="offline")),
+    ],
+)
+def test_the_gentlest_way_that_is_open_is_planned(
+    live: str, asked: dict[str, Any], ways: list[str], plan: Plan
+) -> None:
+    assert make_plan("web1", channel(live), asked, ways=ways, restart=True) == plan
+
+
+@pytest.mark.parametrize(
+    ("live", "asked", "ways", "code", "words"),
+    [
+        ("not_running", NOT_ASKED, ["ssh", "offline"], "domain_not_running", "guest 'web1' is off"),
+        ("present", SILENT, [], "no_way_open", "nobody answers on it"),
+        ("added", SILENT, [], "no_way_open", "nobody answers on it"),
+        ("needs_restart", NOT_ASKED, [], "no_way_open", "may not be restarted"),
+        ("needs_restart", NOT_ASKED, ["ssh"], "no_way_open", "may not be restarted"),
+    ],
+)
+def test_a_guest_that_nothing_can_be_done_for_is_refused(
+    live: str, asked: dict[str, Any], ways: list[str], code: str, words: str
+) -> None:
+    plan = make_plan("web1", channel(live), asked, ways=ways, restart=False)
+    assert (plan.install, plan.restart, plan.refusal["error_code"]) == ("", False, code)
+    assert words in plan.refusal["msg"]
+    assert plan.refusal["remedy"]
+
+
+def test_a_refusal_says_of_each_way_why_it_is_closed() -> None:
+    plan = make_plan("web1", channel("present"), SILENT, ways=[], restart=True)
+    assert set(plan.refusal["evidence"]) == {"ssh", "offline"}
+
+
+def result(taken: dict[str, Any], failed: dict[str, Any] | None = None, *, check_mode: bool = False) -> dict[str, Any]:
+    return make_result(GUEST, taken, duration=12.34, check_mode=check_mode, failed=failed)
+
+
+RESTARTED = {"restarted": True, "forced": False, "steps": ["shut_down", "start"]}
+
+
+@pytest.mark.parametrize(
+    ("taken", "outcome"),
+    [
+        ({"channel": channel("present", changed=False)}, "unchanged"),
+        ({"channel": channel("added", "added", changed=True)}, "changed"),
+        ({"channel": channel("present", changed=False), "installed": True, "plan": {"install": "ssh"}}, "changed"),
+        # The package was there.
+        ({"channel": channel("present", changed=False), "installed": False, "plan": {"install": "ssh"}}, "unchanged"),
+        ({"channel": channel("needs_restart", "added", changed=True), "power": RESTARTED}, "restarted"),
+        ({"channel": channel("present"), "power": {"restarted": False, "steps": ["start"]}}, "restarted"),
+        ({"channel": channel("present", changed=False), "power": {"skipped": True}}, "unchanged"),
+    ],
+)
+def test_the_outcome_says_what_was_done(taken: dict[str, Any], outcome: str) -> None:
+    assert result(taken)["outcome"] == outcome
+
+
+def test_a_result_tells_everything_that_was_taken() -> None:
+    taken = {
+        "lease": {"taken_over": None},
+        "channel": channel("needs_restart", "added", changed=True),
+        "plan": {"install": "ssh"},
+        "installed": True,
+        "power": {**RESTARTED, "forced": True},
+        "proof": {"agent": "answering"},
+    }
+    told = result(taken)
+    assert (told["channel"], told["installed"]) == ({"persistent": "added", "live": "needs_restart"}, "ssh")
+    assert (told["restarted"], told["forced_off"], told["agent"]) == (True, True, "answering")
+    assert (told["guest"], told["domain"], told["duration"], told["error"]) == ("web1", "vm1", 12.3, None)
+
+
+@pytest.mark.parametrize(("intervening", "outcome"), [(True, "failed"), (False, "refused")])
+def test_a_failure_is_a_refusal_until_something_may_have_changed(intervening: bool, outcome: str) -> None:
+    failed = {"task": "Prove", "result": {"error_code": "agent_silent", "msg": "silence", "remedy": "Look."}}
+    told = result({"intervening": intervening}, failed)
+    assert (told["outcome"], told["error"]["error_code"], told["channel"]) == (outcome, "agent_silent", {})
+
+
+def test_a_restart_that_failed_half_way_has_restarted_nothing() -> None:
+    power = {"failed": True, "error_code": "shutdown_timeout", "evidence": {"forced": False}}
+    told = result({"intervening": True, "power": power}, {"task": "Restart", "result": power})
+    assert (told["restarted"], told["forced_off"], told["outcome"]) == (False, False, "failed")
