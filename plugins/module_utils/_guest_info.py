@@ -23,6 +23,8 @@ from ansible_collections.kvm.fleet.plugins.module_utils._agent import (
     GuestAgent,
     command_blocked,
 )
+from ansible_collections.kvm.fleet.plugins.module_utils._agent_config import Setting, parse_version, read_config
+from ansible_collections.kvm.fleet.plugins.module_utils._agent_files import AgentFiles
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import Deadline
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import (
     ACTIVE_STATES,
@@ -44,6 +46,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     HypervisorUnavailable,
     InvalidRequest,
     NoAgentChannel,
+    PolicyUnsupported,
     SelinuxDenied,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._guest_facts import CommandFacts, Files, plain
@@ -88,7 +91,8 @@ class InfoOptions:
 class GuestInfo:
     """One guest, as far as it could be looked at: what is not known is None.
 
-    ``rpcs`` tells which of the agent's commands are allowed. ``problems`` say why the guest cannot be upgraded.
+    ``rpcs`` tells which of the agent's commands are allowed, ``settings`` what blocks the others, as far as that was
+    found. ``problems`` say why the guest cannot be upgraded.
     """
 
     name: str
@@ -98,6 +102,7 @@ class GuestInfo:
     agent_version: str | None = None
     agent_since: datetime | None = None
     rpcs: dict[str, bool] = field(default_factory=dict)
+    settings: dict[str, Setting] = field(default_factory=dict)
     os_id: str | None = None
     os_like: tuple[str, ...] = ()
     os_name: str | None = None
@@ -236,6 +241,7 @@ class _Interview:
         # A command that has to be ended is ended after the deadline, too.
         self._shell = GuestAgent(domain, hypervisor.clock)
         self._found = found
+        self._filtered: list[str] = []
 
     def ask(self) -> None:
         try:
@@ -264,6 +270,19 @@ class _Interview:
                 _guest_facts.read_files(self._agent, files)
             finally:
                 self._judge_files(files)
+        if self._filtered and self._allows(*READ_COMMANDS):
+            self._look_for_settings()
+
+    def _look_for_settings(self) -> None:
+        found = self._found
+        try:
+            config = read_config(AgentFiles(self._agent), parse_version(found.agent_version or ""))
+        except PolicyUnsupported:
+            return  # what cannot be understood blocks them, or another file does
+        for rpc in self._filtered:
+            settings = config.settings_against(rpc)
+            if settings:
+                found.settings[rpc] = settings[0]
 
     def _allows(self, *commands: str) -> bool:
         return all(self._found.rpcs.get(command, False) for command in commands)
@@ -280,6 +299,7 @@ class _Interview:
         found.agent = AgentState.ANSWERING
         found.agent_version = plain(info.version)
         found.rpcs = {rpc.name: info.commands.get(rpc.name, False) for rpc in RPCS}
+        self._filtered = [rpc.name for rpc in RPCS if info.commands.get(rpc.name) is False]
         blocked = [rpc.name for rpc in RPCS if rpc.required and not found.rpcs[rpc.name]]
         if blocked:
             found.problems.append(command_blocked(blocked))

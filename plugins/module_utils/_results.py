@@ -69,8 +69,11 @@ def guest(found: GuestInfo) -> dict[str, Any]:
             "version": found.agent_version,
             "since": timestamp(found.agent_since) if found.agent_since else None,
             "rpcs": {
-                # Which setting blocks it takes the agent's own configuration, which is not read here.
-                rpc.name: {"allowed": found.rpcs.get(rpc.name), "needed_for": rpc.needed_for, "setting": None}
+                rpc.name: {
+                    "allowed": found.rpcs.get(rpc.name),
+                    "needed_for": rpc.needed_for,
+                    "setting": found.settings[rpc.name].facts() if rpc.name in found.settings else None,
+                }
                 for rpc in RPCS
             },
         },

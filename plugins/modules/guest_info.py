@@ -125,8 +125,15 @@ guests:
                   type: str
                   sample: running commands, and so all upgrades
                 setting:
-                  description: Which setting in the guest blocks it. V(null) where none does, or it was not found.
+                  description: >-
+                    The first of the settings in the guest that block it, as M(kvm.fleet.guest_agent_policy) tells them.
+                    V(null) where none does, or it was not found.
                   type: dict
+                  sample:
+                    path: /etc/sysconfig/qemu-ga
+                    line: 8
+                    text: BLACKLIST_RPC=guest-file-open,guest-exec
+                    effect: blocks it
     manageable:
       description: Whether nothing was found that keeps this collection from upgrading the guest.
       type: bool

@@ -15,10 +15,12 @@ import pytest
 from lab import inside
 from lab.clock import wait_until
 from lab.errors import AgentFailed
-from tests.integration.runs import module, refusal
+from tests.integration.proof import make_fresh
+from tests.integration.runs import listing, module, playbook, refusal
 
 if TYPE_CHECKING:
     from lab.guests import Guest
+    from tests.integration.conftest import Pair
 
 UNIT = "/lib/systemd/system/qemu-guest-agent.service"
 CONF = "/etc/qemu/qemu-ga.conf"
@@ -262,3 +264,58 @@ def test_both_are_blocked_and_nothing_may_be_restarted(pristine_guest: Guest) ->
     assert set(ways) == {"exec", "files", "offline"}
     assert "guest-file-open" in ways["files"]
     assert pristine_guest.answers()
+
+
+# --- the playbook --------------------------------------------------------------------------------
+
+
+def test_the_playbook_finds_those_that_forbid_guest_exec_and_leaves_the_others_alone(
+    pair: Pair, tmp_path: Path
+) -> None:
+    for guest in pair:
+        make_fresh(guest)
+    pair.nasty.block_agent_commands(*EXEC)
+    # Guests of other sessions on this machine are none of this run's business.
+    inventory = listing(tmp_path, {"plain": {"kvm_domain": pair.plain.name}, "nasty": {"kvm_domain": pair.nasty.name}})
+    processes = [guest.process() for guest in pair]
+
+    run = playbook("enable_guest_exec", "--check", "--diff", inventory=inventory)
+    assert run.exit_code == 0
+    assert "-block-rpcs=guest-exec,guest-exec-status" in run.output
+    assert [guest.process() for guest in pair] == processes
+    assert run.records["nasty"]["outcome"] == "changed"
+
+    run = playbook("enable_guest_exec", inventory=inventory)
+    assert run.exit_code == 0
+    assert run.paragraph("nasty")[:4] == [
+        "✓ nasty",
+        "  Agent: allows guest-exec, guest-exec-status",
+        "  Way: files",
+        f"  Changed: {CONF}",
+    ]
+    assert "plain" not in "".join(run.summary)
+    assert pair.plain.process() == processes[0]
+    assert pair.nasty.process() != processes[1]
+    assert enabled(pair.nasty)["guest-exec"]
+
+    again = playbook("enable_guest_exec", guests=["nasty"], inventory=inventory)
+    assert (again.exit_code, again.records["nasty"]["outcome"]) == (0, "unchanged")
+
+
+def test_the_playbook_fails_for_a_guest_that_no_way_leads_to(pair: Pair, tmp_path: Path) -> None:
+    make_fresh(pair.plain)
+    pair.plain.block_agent_commands(*EXEC)
+    inventory = listing(tmp_path, {"plain": {"kvm_domain": pair.plain.name}})
+    run = playbook("enable_guest_exec", variables={"agent_policy_power_cycle": False}, inventory=inventory)
+    assert run.exit_code == 2
+    record = run.records["plain"]
+    assert (record["outcome"], record["error"]["error_code"]) == ("refused", "no_way_open")
+    assert not enabled(pair.plain)["guest-exec"]
+
+    # With an address it is logged in to, where nobody listens.
+    inventory = listing(
+        tmp_path, {"plain": {"kvm_domain": pair.plain.name, "ansible_host": "127.0.0.1", "ansible_port": 1}}
+    )
+    run = playbook("enable_guest_exec", variables={"agent_policy_power_cycle": False}, inventory=inventory)
+    assert run.exit_code == 2
+    assert "could not be logged in to" in run.records["plain"]["error"]["msg"]

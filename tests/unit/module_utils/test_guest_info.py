@@ -30,7 +30,9 @@ from ansible_collections.kvm.fleet.plugins.module_utils._guest_info import (
 from ansible_collections.kvm.fleet.plugins.module_utils._rpcs import RPCS
 from tests.unit.fake_agent import NEVER, Call, Ending
 from tests.unit.fake_clock import FakeClock
+from tests.unit.fake_files import SYSTEMD, UNIT
 from tests.unit.fake_hypervisor import FakeDomain, FakeHypervisor
+from tests.unit.filtered_guest import filtered_guest
 
 DEBIAN = b'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nID=debian\nVERSION_ID="12"\n'
 ROCKY = b'ID=rocky\nID_LIKE="rhel centos fedora"\nVERSION_ID="9.4"\n'
@@ -100,6 +102,23 @@ units told
 failed nginx.service
 flock there
 """
+
+
+def test_what_blocks_a_command_is_told_by_file_and_line(hypervisor: FakeHypervisor) -> None:
+    domain = filtered_guest(
+        hypervisor,
+        {
+            **SYSTEMD,
+            UNIT: "[Service]\nExecStart=/usr/sbin/qemu-ga\n",
+            "/etc/qemu/qemu-ga.conf": "[general]\nblock-rpcs=guest-exec\n",
+        },
+    )
+    settings = look(hypervisor, domain, InfoOptions()).settings
+    assert {rpc: (setting.path, setting.line) for rpc, setting in settings.items()} == {
+        "guest-exec": ("/etc/qemu/qemu-ga.conf", 2)
+    }
+    domain.agent.files[UNIT] = b"[Service]\nExecStart=/bin/sh -c qemu-ga\n"
+    assert look(hypervisor, domain, InfoOptions()).settings == {}
 
 
 def telling(text: str) -> Callable[[Call], Ending]:
