@@ -57,20 +57,26 @@ def quote(text: str) -> str:
 
 
 def environment(given: Mapping[str, str], *, emulated: bool) -> dict[str, str]:
-    """guestfish's environment: what was given, and what nobody has decided.
+    """guestfish's environment: what was given, and what nobody has decided."""
+    return {**appliance(emulated=emulated), **given, "LC_ALL": "C"}
+
+
+def appliance(*, emulated: bool) -> dict[str, str]:
+    """How libguestfs runs its appliance, where nobody says otherwise.
 
     The appliance is a guest like any other, so it runs as the guest itself does: a domain that is emulated is one where
     nobody counts on KVM. There, a KVM that opens and boots nothing would keep libguestfs waiting for many minutes.
     libguestfs's other backend would make a domain of libvirt's, which cannot open the images of root.
     """
-    decided = {"LIBGUESTFS_BACKEND": "direct", **({"LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"} if emulated else {})}
-    return {**decided, **given, "LC_ALL": "C"}
+    return {"LIBGUESTFS_BACKEND": "direct", **({"LIBGUESTFS_BACKEND_SETTINGS": "force_tcg"} if emulated else {})}
 
 
 class Guestfish:
     """A guestfish that waits for commands. Its errors are ImageFailed, and after one of them it is gone."""
 
-    def __init__(self, process: subprocess.Popen[bytes], stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]) -> None:
+    def __init__(
+        self, process: subprocess.Popen[bytes], stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]
+    ) -> None:
         self._process = process
         self._stdin = stdin
         self._streams = {"stdout": stdout, "stderr": stderr}
@@ -82,12 +88,20 @@ class Guestfish:
         for stream in self._streams.values():
             os.set_blocking(stream.fileno(), False)
 
-    def call(self, command: str, *words: str, timeout: float = CALL_SECONDS, limit: int = MAX_ANSWER, **options: str) -> bytes:
+    def call(
+        self,
+        command: str,
+        *words: str,
+        options: Mapping[str, str] | None = None,
+        timeout: float = CALL_SECONDS,
+        limit: int = MAX_ANSWER,
+    ) -> bytes:
         """Do a command and return what it prints. ``options`` are the named arguments of libguestfs's.
 
-        Raises ImageFailed when it fails, takes longer than ``timeout`` in seconds, or prints more than ``limit``.
+        Raises ImageFailed when it fails, takes longer than ``timeout`` in seconds, or prints more than ``limit`` bytes.
         """
-        line = " ".join([command, *map(quote, words), *(f"{name}:{value}" for name, value in options.items())])
+        named = [f"{name}:{value}" for name, value in (options or {}).items()]
+        line = " ".join([command, *map(quote, words), *named])
         if len(line) > MAX_LINE:
             raise ImageFailed(
                 f"{command} cannot be done: its words are too long for guestfish",
@@ -101,13 +115,15 @@ class Guestfish:
             pass  # it has left: why is told below
         return self._answer(command, timeout, limit)
 
-    def text(self, command: str, *words: str, timeout: float = CALL_SECONDS, **options: str) -> str:
+    def text(
+        self, command: str, *words: str, options: Mapping[str, str] | None = None, timeout: float = CALL_SECONDS
+    ) -> str:
         """The same as text, without the end of its last line."""
-        return os.fsdecode(self.call(command, *words, timeout=timeout, **options)).rstrip("\n")
+        return os.fsdecode(self.call(command, *words, options=options, timeout=timeout)).rstrip("\n")
 
-    def tried(self, command: str, *words: str, timeout: float = CALL_SECONDS, **options: str) -> str:
+    def tried(self, command: str, *words: str, timeout: float = CALL_SECONDS) -> str:
         """Do a command that may fail and does not print. Returns why it failed, or nothing."""
-        self.call(f"-{command}", *words, timeout=timeout, **options)
+        self.call(f"-{command}", *words, timeout=timeout)
         return first_error(self.said)
 
     def _answer(self, command: str, timeout: float, limit: int) -> bytes:
@@ -131,7 +147,7 @@ class Guestfish:
             self.kill()
             raise ImageFailed(
                 f"{command} has not ended after {timeout:g} s, and was ended with the image open",
-                remedy="The image is as after a power failure. See how loaded the hypervisor is, and give it more time.",
+                remedy="The image is as after a power failure. See how loaded the hypervisor is, or give it more time.",
             )
         self.leave()
         self._hear_the_rest()
@@ -194,7 +210,9 @@ def _group_lives(group: int, proc: Path = PROC) -> bool:
     """Whether a process of this group still runs. A zombie holds nothing any more."""
     for stat in proc.glob("[0-9]*/stat"):
         with suppress(OSError):
-            state, _parent, its_group = stat.read_text(encoding="utf-8", errors="replace").rpartition(") ")[2].split()[:3]
+            state, _parent, its_group = (
+                stat.read_text(encoding="utf-8", errors="replace").rpartition(") ")[2].split()[:3]
+            )
             if its_group == str(group) and state not in "ZX":
                 return True
     return False
@@ -207,7 +225,7 @@ def first_error(said: bytes) -> str:
 
 
 def cause_of(said: bytes) -> str:
-    """Why an appliance did not come up: what its QEMU or its maker said last. Only a verbose libguestfs passes it on."""
+    """Why an appliance did not come up: what its QEMU or its maker said last, which a verbose libguestfs passes on."""
     found = re.findall(r"^(?:qemu[\w.-]*|supermin): .*$", said.decode("utf-8", "replace"), re.MULTILINE)
     return str(found[-1]).strip() if found else ""
 
@@ -244,7 +262,7 @@ def guestfish(variables: Mapping[str, str]) -> Iterator[Guestfish]:
 def tools_missing() -> ImageToolsMissing:
     return ImageToolsMissing(
         "this hypervisor has no guestfish, with which a guest's image is edited",
-        remedy="Install it on the hypervisor: libguestfs-tools (Debian, Ubuntu, RHEL 8), libguestfs and guestfs-tools (RHEL 9 "
-        "and later, Fedora), guestfs-tools (SUSE).",
+        remedy="Install it on the hypervisor: libguestfs-tools (Debian, Ubuntu, RHEL 8), libguestfs and guestfs-tools "
+        "(RHEL 9 and later, Fedora), guestfs-tools (SUSE).",
         evidence={"program": "guestfish"},
     )

@@ -20,7 +20,7 @@ import re
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -36,6 +36,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._exec import last_lines
 from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import MAX_FILE, GuestFiles
 from ansible_collections.kvm.fleet.plugins.module_utils._guestfish import (
     Guestfish,
+    appliance,
     cause_of,
     environment,
     guestfish,
@@ -73,7 +74,7 @@ class Drive:
 
 
 def drives_of(name: str, definition: Definition) -> tuple[Drive, ...]:
-    """All disks that the guest writes to: its volumes may lie on several. Raises ImageFailed for one that cannot be had.
+    """All disks that the guest writes to, since volumes may lie on several. Raises ImageFailed for one that is none.
 
     Formats are those of the definition. One that is guessed from what a raw disk begins with is the guest's choice.
     """
@@ -112,20 +113,28 @@ def check(domain: Domain, *, uri: str, shut_off: bool = True) -> tuple[Drive, ..
     # A domain that has crashed may still have its QEMU.
     if shut_off and state is not DomainState.SHUT_OFF:
         raise DomainRunning(
-            f"domain {domain.name!r} is {state.value.replace('_', ' ')}; its image can be worked on only while it is off",
+            f"domain {domain.name!r} is {state.value.replace('_', ' ')}; its image is worked on only while it is off",
             remedy=f"Shut it down first: '{virsh} shutdown -- {quoted}', or kvm.fleet.domain_power.",
             evidence={"state": state.value},
         )
     if domain.has_managed_save():
         raise DomainUnsafe(
-            f"domain {domain.name!r} has a managed save image: its RAM in there knows the disks as they are now, and would "
-            "damage them after a change",
+            f"domain {domain.name!r} has a managed save image: its RAM in there knows the disks as they are now, and "
+            "would damage them after a change",
             remedy=f"Start it and shut it down properly, or drop its RAM: '{virsh} managedsave-remove -- {quoted}'.",
         )
     found = drives_of(domain.name, parse_definition(domain.xml()))
     if shutil.which("guestfish") is None:
         raise tools_missing()
     return found
+
+
+def virt_rescue(domain: Domain, drives: Sequence[Drive]) -> str:
+    """The command that opens a shell on the image, for a terminal of the hypervisor."""
+    emulated = parse_definition(domain.xml()).emulated
+    chosen = [f"{name}={value}" for name, value in appliance(emulated=emulated).items()]
+    disks = [word for drive in drives for word in (f"--format={drive.format}", "-a", drive.path)]
+    return shlex.join(["env", *chosen, "virt-rescue", *disks, "-i"])
 
 
 @contextmanager
@@ -152,14 +161,15 @@ def _launched(name: str, fish: Guestfish, drives: Sequence[Drive], *, read_only:
     """Have the appliance come up. One that does not is tried once more, to say why: only then does libguestfs tell."""
     if verbose:
         fish.call("verbose", "true")
+    mode = {"readonly": "true"} if read_only else {}
     for drive in drives:
-        fish.call("add", drive.path, format=drive.format, readonly="true" if read_only else "false")
+        fish.call("add", drive.path, options={"format": drive.format, **mode})
     why = fish.tried("run", timeout=LAUNCH_SECONDS)
     if why and verbose:
         raise ImageFailed(
             f"the image of domain {name!r} cannot be opened: {cause_of(fish.said) or why}",
-            remedy="A lock means that something else has the image open. Otherwise see what 'libguestfs-test-tool' says on "
-            "the hypervisor: libguestfs needs a kernel in /boot that it may read, and KVM or "
+            remedy="A lock means that something else has the image open. Otherwise see what 'libguestfs-test-tool' "
+            "says on the hypervisor: libguestfs needs a kernel in /boot that it may read, and KVM or "
             "LIBGUESTFS_BACKEND_SETTINGS=force_tcg.",
             evidence={"output": list(last_lines(fish.said.decode("utf-8", "replace")))},
         )
@@ -265,7 +275,9 @@ class Image:
         deadline = Deadline(SystemClock(), timeout)
         self._provide_run()
         _upload(self._fish, script.encode("utf-8"), f"{_RUN}/script")
-        status = self._sh(f"/bin/sh {_RUN}/script >{_RUN}/stdout 2>{_RUN}/stderr </dev/null; echo $?", deadline.remaining)
+        status = self._sh(
+            f"/bin/sh {_RUN}/script >{_RUN}/stdout 2>{_RUN}/stderr </dev/null; echo $?", deadline.remaining
+        )
         stdout, stderr = (self._end_of(f"{_RUN}/{stream}") for stream in ("stdout", "stderr"))
         if status != "0":
             said = [*last_lines(stdout), *last_lines(stderr)]
@@ -279,7 +291,9 @@ class Image:
     def _provide_run(self) -> None:
         if not self._has_run:
             # Sized, so that what floods it meets a full disk and not an appliance without memory.
-            self._sh(f"mount -t tmpfs -o size=64m,mode=755 tmpfs /run && mkdir -m 1777 /run/lock && mkdir -m 700 {_RUN}", 60)
+            self._sh(
+                f"mount -t tmpfs -o size=64m,mode=755 tmpfs /run && mkdir -m 1777 /run/lock && mkdir -m 700 {_RUN}", 60
+            )
             self._has_run = True
 
     def _sh(self, command: str, timeout: float) -> str:
@@ -294,6 +308,7 @@ class Image:
 
 
 _RUN = "/run/kvm-fleet"
+_FOLLOWED = {"followsymlinks": "true"}
 
 
 class ImageFiles:
@@ -318,11 +333,11 @@ class ImageFiles:
     def write(self, path: str, content: bytes) -> None:
         """Give a file this content, the whole of it or nothing.
 
-        It is written beside, gets all attributes of the one that is there (owner, mode, ACL, the SELinux label and other
-        extended attributes), and takes its place by one rename: an appliance that dies on the way, or the hypervisor,
-        leaves the old one. Writing into the file would keep the attributes by itself, and leave half a file. A file that
-        is new gets the SELinux label of its directory, as the guest's kernel would give it. Of a symbolic link, what it
-        leads to is written.
+        It is written beside, gets all attributes of the one that is there (owner, mode, ACL, the SELinux label and
+        other extended attributes), and takes its place by one rename: an appliance that dies on the way, or the
+        hypervisor, leaves the old one. Writing into the file would keep the attributes by itself, and might leave half
+        a file. A file that is new gets the SELinux label of its directory, as the guest's kernel would give it. Of a
+        symbolic link, what it leads to is written.
         """
         if self._is("exists", path):
             path = self._resolved(path)
@@ -338,7 +353,7 @@ class ImageFiles:
         self._fish.call("rm-f", new)
         _upload(self._fish, content, new)
         if like:
-            self._fish.call("copy-attributes", like, new, all="true")
+            self._fish.call("copy-attributes", like, new, options={"all": "true"})
         else:
             self._fish.call("chmod", "0644", new)
             self._label_like(directory, new)
@@ -348,22 +363,24 @@ class ImageFiles:
 
     def names(self, directory: str) -> Sequence[str]:
         """The names in a directory, sorted; none where there is no such directory."""
-        if not self._is("is-dir", directory, followsymlinks="true"):
+        if not self._is("is-dir", directory, options=_FOLLOWED):
             return ()
         listed = self._fish.call("ls0", directory, "-")
         return sorted(os.fsdecode(name) for name in listed.split(b"\0") if name)
 
-    def _is(self, question: str, path: str, **options: str) -> bool:
-        return self._fish.text(question, path, **options) == "true"
+    def _is(self, question: str, path: str, options: Mapping[str, str] | None = None) -> bool:
+        return self._fish.text(question, path, options=options) == "true"
 
     def _require_file(self, path: str) -> None:
-        if not self._is("is-file", path, followsymlinks="true"):
+        if not self._is("is-file", path, options=_FOLLOWED):
             raise ImageFailed(f"{path} in the image is not a file", remedy="See what it is; the guest may be hostile.")
 
     def _resolved(self, path: str) -> str:
         real = self._fish.text("realpath", path)
         if not real.startswith("/") or "\n" in real:
-            raise ImageFailed(f"{path} in the image leads to {real!r}", remedy="Put the symbolic link in order by hand.")
+            raise ImageFailed(
+                f"{path} in the image leads to {real!r}", remedy="Put the symbolic link in order by hand."
+            )
         return real
 
     def _make_directory(self, directory: str) -> None:

@@ -47,6 +47,8 @@ class Wanted:
 
     def check(self) -> None:
         """Raise InvalidRequest for what cannot be meant."""
+        if not self.repairs:
+            raise InvalidRequest("there is nothing to repair", remedy="Name repairs, or give a script.")
         if self.timeout <= 0:
             raise InvalidRequest(f"a timeout of {self.timeout:g} s cannot be meant", remedy="Give one above zero.")
         if self.script is not None and (not self.script.strip() or "\0" in self.script):
@@ -120,14 +122,14 @@ def _check_ext(fish: Guestfish, kind: str, device: str, timeout: float) -> bool:
     if not status & _UNCORRECTED:
         # A file system that is marked clean was only glanced at. One that has been mounted too often is looked through.
         limit = _setting(fish.text("tune2fs-l", device), "Maximum mount count")
-        fish.call("tune2fs", device, maxmountcount="1", mountcount="2")
+        fish.call("tune2fs", device, options={"maxmountcount": "1", "mountcount": "2"})
         status |= _fsck(fish, kind, device, timeout)
         # 0 and -1 mean the same, and only one of them is taken. Whoever dies before this leaves a guest that checks its
         # file system at each boot.
-        fish.call("tune2fs", device, maxmountcount=str(max(limit, 0)))
+        fish.call("tune2fs", device, options={"maxmountcount": str(max(limit, 0))})
     if status & _UNCORRECTED:
         # What e2fsck would ask a person about; every question is answered as its own advice is.
-        fish.call("e2fsck", device, forceall="true", timeout=timeout)
+        fish.call("e2fsck", device, options={"forceall": "true"}, timeout=timeout)
         if _fsck(fish, kind, device, timeout) & ~(_UNCORRECTED - 1):
             raise _damaged(device, kind)
     return status != 0
@@ -146,7 +148,7 @@ def _check_by_fsck(fish: Guestfish, kind: str, device: str, timeout: float) -> b
 
 
 def _fsck(fish: Guestfish, kind: str, device: str, timeout: float) -> int:
-    status = int(fish.text("fsck", kind, device, timeout=timeout))
+    status = int(fish.text("fsck", kind, device, timeout=timeout), 0)  # told in hexadecimal where it is not 0
     if status >= 2 * _UNCORRECTED:
         raise ImageFailed(
             f"{device} ({kind}) could not be checked: fsck returned {status}",
@@ -157,16 +159,16 @@ def _fsck(fish: Guestfish, kind: str, device: str, timeout: float) -> int:
 
 
 def _check_xfs(fish: Guestfish, kind: str, device: str, timeout: float) -> bool:
-    if fish.text("xfs-repair", device, nomodify="true", timeout=timeout) == "0":
+    if fish.text("xfs-repair", device, options={"nomodify": "true"}, timeout=timeout) == "0":
         return False
-    status = int(fish.text("xfs-repair", device, timeout=timeout))
+    status = int(fish.text("xfs-repair", device, timeout=timeout), 0)
     if status == _XFS_LOG_IS_DIRTY:
         # What is in its log would be lost by a repair; mounting writes it to its place.
         why = fish.tried("mount", device, "/")
         if why:
             raise _damaged(device, kind, f": its log cannot be replayed ({why}); 'xfs_repair -L' would drop it")
         fish.call("umount-all")
-        status = int(fish.text("xfs-repair", device, timeout=timeout))
+        status = int(fish.text("xfs-repair", device, timeout=timeout), 0)
     if status:
         raise _damaged(device, kind)
     return True

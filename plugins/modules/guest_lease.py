@@ -62,7 +62,7 @@ options:
       - After V(refused), what an earlier run has left unfinished stays on record. After V(failed), it stays as long as
         the guest may be off because it was shut down for a restart.
     type: str
-    choices: [unchanged, upgraded, restarted, failed, refused]
+    choices: [unchanged, upgraded, restarted, repaired, failed, refused]
   error:
     description:
       - Why it failed or was refused, for the record.
@@ -228,7 +228,10 @@ def main() -> None:
             "owner": {"type": "str"},
             "ttl": {"type": "int", "default": 3600},
             "take_over": {"type": "list", "elements": "str", "default": []},
-            "outcome": {"type": "str", "choices": ["unchanged", "upgraded", "restarted", "failed", "refused"]},
+            "outcome": {
+                "type": "str",
+                "choices": ["unchanged", "upgraded", "restarted", "repaired", "failed", "refused"],
+            },
             "error": {"type": "dict"},
             **DOMAIN_ARGUMENTS,
         },

@@ -12,15 +12,15 @@ version_added: 0.1.0
 author:
   - Contributors to kvm.fleet (@kvm-fleet)
 description:
-  - Opens the disks of a domain that is off with libguestfs, and repairs what keeps its system from coming up. Nothing in
-    the guest has to work for that, and no program of the hypervisor reads its file systems.
-  - A domain that is not off is refused. One that is started meanwhile does not start, since QEMU locks an image that is
-    written to.
-  - The repairs are done in this order, O(repairs=fsck), O(repairs=packages), O(script). The first one that fails ends the
-    task, with what was done before it in the evidence as C(repairs).
-  - Programs are the guest's own, run by the kernel of libguestfs's appliance, as root, without an init system and without
-    a network. What they change in C(/run) does not stay.
-  - libguestfs runs as it is set up by C(LIBGUESTFS_BACKEND) and C(LIBGUESTFS_BACKEND_SETTINGS) in the task's environment.
+  - Opens the disks of a domain that is off with libguestfs, and repairs what keeps its system from coming up. Nothing
+    in the guest has to work for that, and no program of the hypervisor reads its file systems.
+  - A domain that is not off is refused. One that is started meanwhile does not start, since QEMU locks an image that
+    is written to.
+  - The repairs are done in this order, V(fsck), V(packages), O(script). The first one that fails ends the task, with
+    what was done before it in the evidence as C(repairs).
+  - Programs are the guest's own, run by the kernel of libguestfs's appliance, as root, without an init system and
+    without a network. What they change in C(/run) does not stay.
+  - libguestfs runs as C(LIBGUESTFS_BACKEND) and C(LIBGUESTFS_BACKEND_SETTINGS) in the task's environment say.
     Otherwise it runs QEMU directly, and emulated for a domain that is emulated itself.
 extends_documentation_fragment:
   - kvm.fleet.hypervisor
@@ -58,8 +58,8 @@ options:
     default: 1800
   before_shutdown:
     description:
-      - In check mode, only see to it that the image of a domain that may still run could be opened once it is off, as far
-        as that shows without opening it.
+      - In check mode, only see to it that the image of a domain that may still run could be opened once it is off, as
+        far as that shows without opening it.
     type: bool
     default: false
   run:
@@ -102,6 +102,12 @@ repairs:
       description: What it printed, of a script its standard output. At most its last 256 KiB.
       type: str
       sample: "/dev/sda1 (ext4): errors were corrected\n"
+virt_rescue:
+  description: >-
+    The command that opens a shell on the image once the domain is off, for a person at a terminal of the hypervisor.
+  returned: in check mode with O(before_shutdown)
+  type: str
+  sample: env LIBGUESTFS_BACKEND=direct virt-rescue --format=qcow2 -a /var/lib/libvirt/images/web1.qcow2 -i
 """
 
 from typing import Any
@@ -140,8 +146,8 @@ def main() -> None:
         domain = hypervisor.domain(given["name"])
         with working(hypervisor, domain, given["run"], check=module.check_mode):
             if module.check_mode and given["before_shutdown"]:
-                _image.check(domain, uri=hypervisor.uri, shut_off=False)
-                return {"changed": False, "repairs": []}
+                drives = _image.check(domain, uri=hypervisor.uri, shut_off=False)
+                return {"changed": False, "repairs": [], "virt_rescue": _image.virt_rescue(domain, drives)}
             done = _repair.repair(domain, wanted, uri=hypervisor.uri, check=module.check_mode)
         return {"changed": any(one.changed for one in done), "repairs": [one.facts() for one in done]}
 
