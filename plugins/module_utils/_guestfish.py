@@ -107,6 +107,10 @@ class Guestfish:
                 f"{command} cannot be done: its words are too long for guestfish",
                 remedy="See the guest for names of an absurd length.",
             )
+        if self._stdin.closed:
+            raise ImageFailed(
+                f"{command} cannot be done: libguestfs has ended after an earlier error", remedy="See that error."
+            )
         self.said = b""
         try:
             self._stdin.write(f"{line}\necho ".encode("ascii") + self._mark)
@@ -118,8 +122,8 @@ class Guestfish:
     def text(
         self, command: str, *words: str, options: Mapping[str, str] | None = None, timeout: float = CALL_SECONDS
     ) -> str:
-        """The same as text, without the end of its last line."""
-        return os.fsdecode(self.call(command, *words, options=options, timeout=timeout)).rstrip("\n")
+        """The same as text, without the line end that guestfish puts after it."""
+        return os.fsdecode(self.call(command, *words, options=options, timeout=timeout)).removesuffix("\n")
 
     def tried(self, command: str, *words: str, timeout: float = CALL_SECONDS) -> str:
         """Do a command that may fail and does not print. Returns why it failed, or nothing."""
@@ -189,8 +193,7 @@ class Guestfish:
 
     def leave(self) -> None:
         """Have it end as it does when we die. It writes out what it has."""
-        with suppress(BrokenPipeError):
-            self._stdin.close()
+        self._hang_up()
         try:
             self._process.wait(CLOSE_SECONDS)
         except subprocess.TimeoutExpired:
@@ -198,12 +201,17 @@ class Guestfish:
 
     def kill(self) -> None:
         """End it and its appliance at once, and return when they are gone: until then, the image is locked."""
+        self._hang_up()
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         for _tick in ticks(Deadline(self._clock, CLOSE_SECONDS), self._clock):
             if not _group_lives(self._process.pid):
                 return
+
+    def _hang_up(self) -> None:
+        with suppress(BrokenPipeError):
+            self._stdin.close()
 
 
 def _group_lives(group: int, proc: Path = PROC) -> bool:

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from lab.errors import Unsupported
 from lab import host
+from lab.errors import Unsupported
 from lab.host import Distribution, missing, parse_os_release, require_a_suitable_machine, require_room
 
 BOOKWORM = 'PRETTY_NAME="Debian GNU/Linux 12 (bookworm)"\nVERSION_ID="12"\nVERSION_CODENAME=bookworm\nID=debian\n'
