@@ -39,7 +39,7 @@ def main(arguments: list[str] | None = None) -> int:
     asked = parser().parse_args(arguments)
     if asked.verb == "packages":
         # Runs under a bare Python, before anything is installed.
-        print(*host.LAB_PACKAGES)
+        print(*host.packages())
         return 0
     try:
         host.prepare(install=asked.verb == "up")

@@ -16,12 +16,14 @@ from pathlib import Path
 from lab.errors import Unsupported
 from lab.progress import step
 from lab.run import run
+from lab.tree import KERNELS
 
 LAB_PACKAGES = (
     "apt-utils",
     "createrepo-c",
     "dpkg-dev",
     "e2fsprogs",
+    "guestfish",
     "libvirt-clients",
     "libvirt-daemon-system",
     "mmdebstrap",
@@ -29,6 +31,8 @@ LAB_PACKAGES = (
     "qemu-utils",
     "rpm",
 )
+
+BOOT = Path("/boot")
 
 
 @dataclass(frozen=True)
@@ -84,6 +88,16 @@ def require_room(directory: Path, mebibytes: int) -> None:
         )
 
 
+def packages() -> tuple[str, ...]:
+    """The Debian packages that the lab needs here.
+
+    libguestfs boots its appliance with a kernel of the host's, which a container has not. A host that has one is given
+    no other.
+    """
+    has_kernel = any(BOOT.glob("vmlinuz-*"))
+    return LAB_PACKAGES if has_kernel else (*LAB_PACKAGES, KERNELS[distribution().id])
+
+
 def missing(installed: str, wanted: tuple[str, ...]) -> list[str]:
     """Those of `wanted` that are not in dpkg-query's `${Package} ${db:Status-Abbrev}` lines."""
     present = {line.split()[0] for line in installed.splitlines() if line.endswith(" ii ")}
@@ -112,7 +126,7 @@ def prepare(*, install: bool = True) -> None:
 def install_packages() -> None:
     """Install the Debian packages that the lab lacks."""
     installed = run(["dpkg-query", "-W", "-f=${Package} ${db:Status-Abbrev}\n"])
-    lacking = missing(installed, LAB_PACKAGES)
+    lacking = missing(installed, packages())
     if not lacking:
         return
     with step(f"installing {' '.join(lacking)}"):

@@ -28,11 +28,18 @@ class ChannelState(str, Enum):
 
 @dataclass(frozen=True)
 class Disk:
-    """A disk that the guest can write to. ``file`` is the image on the hypervisor, None where it is none."""
+    """A disk that the guest can write to.
+
+    ``file`` is the image on the hypervisor, ``device`` the block device there, None where it is none. ``kind`` is what
+    libvirt calls its type: file, block, network, volume, ... ``encrypted`` is by QEMU, not by the guest.
+    """
 
     target: str
     format: str
     file: str | None
+    device: str | None = None
+    kind: str = "file"
+    encrypted: bool = False
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,8 @@ class Definition:
     """Whether there is a virtio-serial controller, which channels are plugged into."""
     writable_disks: tuple[Disk, ...]
     pflash_firmware: bool
+    emulated: bool
+    """Whether the guest's processors are emulated, rather than run by KVM."""
 
 
 def parse_definition(xml: str) -> Definition:
@@ -58,6 +67,7 @@ def parse_definition(xml: str) -> Definition:
         serial_bus=root.find("./devices/controller[@type='virtio-serial']") is not None,
         writable_disks=tuple(_writable_disks(root)),
         pflash_firmware=loader is not None and loader.get("type") == "pflash",
+        emulated=root.get("type") == "qemu",
     )
 
 
@@ -83,6 +93,9 @@ def _writable_disks(root: ElementTree.Element) -> list[Disk]:
                 # libvirt's own default: a disk without a stated format is raw.
                 format="raw" if driver is None else driver.get("type", "raw"),
                 file=None if source is None else source.get("file"),
+                device=None if source is None else source.get("dev"),
+                kind=disk.get("type", "file"),
+                encrypted=disk.find("encryption") is not None or disk.find("source/encryption") is not None,
             )
         )
     return disks

@@ -66,6 +66,12 @@ class DomainNotRunning(FleetError):
     error_code = "domain_not_running"
 
 
+class DomainRunning(FleetError):
+    """The domain is not off, and what was asked for can only be done while it is."""
+
+    error_code = "domain_running"
+
+
 class DomainBusy(FleetError):
     """Another operation on the domain holds libvirt's lock on it."""
 

@@ -134,6 +134,33 @@ def cycle(
     return report
 
 
+def stop(
+    hypervisor: Hypervisor,
+    domain: Domain,
+    observed: Observation,
+    options: PowerOptions,
+    recorder: Recorder,
+    *,
+    check: bool,
+) -> tuple[tuple[Step, ...], PowerReport]:
+    """Shut the guest down. In a run, this is on record as the beginning of a restart.
+
+    ``restart`` then brings it to its end, of this run or of the next one: a run that dies while the guest is off leaves
+    it to be started again.
+    """
+    steps = _power.plan(observed, PowerState.STOPPED, options)
+    _power.check(hypervisor, domain, steps, options)
+    if check:
+        return steps, PowerReport()
+    boot = recorder.now().boot_id
+
+    def intend(report: PowerReport) -> None:
+        recorder.begin(StepName.RESTART, _facts(report.process_before, report.boot_id_before, boot))
+
+    with recorder.failing(StepName.RESTART):
+        return steps, _power.apply(hypervisor, domain, steps, options, intend=intend)
+
+
 def restart_on_record(record: Record | None, boot: str) -> Begun | None:
     """The latest restart that was begun, in whichever boot of the hypervisor; ``boot`` is the present one.
 

@@ -66,6 +66,8 @@ options:
         earlier run had begun before it was cut off. A guest that is off is then started, since it was that run that
         shut it down. A restart that was proved is not repeated, unless packages were upgraded since, or QEMU is
         outdated again.
+      - O(state=stopped) is then the beginning of such a restart, O(state=restarted) its end. When the run dies in
+        between, the next one starts the guest.
     type: str
 """
 
@@ -197,6 +199,8 @@ def main() -> None:
                 steps, report = _restart.restart(
                     hypervisor, domain, observed, options, recorder, check=module.check_mode
                 )
+            elif wanted is PowerState.STOPPED:
+                steps, report = _restart.stop(hypervisor, domain, observed, options, recorder, check=module.check_mode)
             else:
                 steps = _power.plan(observed, wanted, options)
                 _power.check(hypervisor, domain, steps, options)

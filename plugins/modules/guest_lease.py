@@ -69,7 +69,7 @@ options:
         the guest may be off because it was shut down for a restart, or still has to be restarted for what was upgraded.
       - An upgrade that did not come to its end stays on record whatever the outcome.
     type: str
-    choices: [unchanged, changed, upgraded, restarted, failed, refused]
+    choices: [unchanged, changed, upgraded, restarted, repaired, failed, refused]
   error:
     description:
       - Why it failed or was refused, for the record.
@@ -247,7 +247,7 @@ def main() -> None:
             "baseline": {"type": "dict", "default": {}},
             "outcome": {
                 "type": "str",
-                "choices": ["unchanged", "changed", "upgraded", "restarted", "failed", "refused"],
+                "choices": ["unchanged", "changed", "upgraded", "restarted", "repaired", "failed", "refused"],
             },
             "error": {"type": "dict"},
             **DOMAIN_ARGUMENTS,

@@ -95,6 +95,21 @@ def run_of(owner: str, pid: int, now: datetime, proc: Path = PROC) -> str:
     return f"{now:%Y%m%d-%H%M%S}-{digits}"
 
 
+def has_terminal(pid: int, proc: Path = PROC) -> bool:
+    """Whether a person at a terminal can answer a process. Where that cannot be told, nobody is taken to be there.
+
+    A worker of Ansible's has no terminal of its own, so the process of ansible-playbook is looked at.
+    """
+    try:
+        handle = os.open(proc / str(pid) / "fd" / "0", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return os.isatty(handle)
+    finally:
+        os.close(handle)
+
+
 def _place(proc: Path) -> tuple[str, str]:
     """Within what a pid means something: its namespace, and the boot of the machine."""
     boot = (proc / "sys" / "kernel" / "random" / "boot_id").read_text(encoding="ascii").strip()

@@ -239,6 +239,12 @@ def select_guests(
     return list(selected.values())
 
 
+def check_named(wanted: object) -> None:
+    """Raise SelectionError where no guest was named, for work that nobody should do to guests by accident."""
+    if not wanted_names(wanted):
+        raise SelectionError("fleet_guests: name the guests that this is to be done to; there is no default for it")
+
+
 def wanted_names(wanted: object) -> list[str]:
     """The names in a text with commas, in a list, or in a bare number, which is what JSON may make of a name."""
     if wanted is None:

@@ -16,7 +16,7 @@ RULE = "═" * 39
 
 Record = Mapping[str, Any]
 
-SUCCESSES = frozenset({"unchanged", "changed", "upgraded", "restarted"})
+SUCCESSES = frozenset({"unchanged", "changed", "upgraded", "restarted", "repaired"})
 
 
 def complete(targets: Sequence[str], records: Mapping[str, Record], lost: Iterable[str]) -> list[Record]:
@@ -110,7 +110,8 @@ def _policy_facts(record: Record) -> list[tuple[str, str]]:
 
 def _upgrade_facts(record: Record) -> list[tuple[str, str]]:
     return [
-        ("Packages upgraded", packages_text(record["packages"])),
+        ("Packages upgraded", packages_text(record["packages"]) if "repairs" not in record else ""),
+        ("Repaired", repairs_text(record.get("repairs") or [])),
         ("Restarted", ("yes, forced off" if record["forced_off"] else "yes") if record["restarted"] else "no"),
         ("QEMU drift", str(record["drift"])),
         ("Reboot required", "yes" if record["reboot_required"] else ""),
@@ -131,6 +132,7 @@ def _failure_facts(record: Record) -> list[tuple[str, str]]:
         ("Remedy", error.get("remedy") or ""),
         ("Agent's channel", _channel_text(record["channel"]) if record.get("channel") else ""),
         ("Packages upgraded", packages_text(packages) if packages else ""),
+        ("Repaired", repairs_text(record.get("repairs") or [])),
         ("Forced off", "yes" if record.get("forced_off") else ""),
         ("QEMU drift", record["drift"] if record.get("drift") in ("remains", "resolved") else ""),
         ("Snapshot", record.get("snapshot") or ""),
@@ -180,6 +182,11 @@ def packages_text(packages: Sequence[Mapping[str, Any]]) -> str:
     removed = sum(not package["new"] for package in packages)
     others = [f"{count} {what}" for count, what in ((new, "new"), (removed, "removed")) if count]
     return f"{len(packages) - new - removed}" + (f" ({', '.join(others)})" if others else "")
+
+
+def repairs_text(repairs: Iterable[Mapping[str, Any]]) -> str:
+    """What was done on the image of a guest: ``fsck (nothing to repair), packages``."""
+    return ", ".join(one["name"] if one["changed"] else f"{one['name']} (nothing to repair)" for one in repairs)
 
 
 def kept_back_text(kept_back: Iterable[Mapping[str, str]]) -> str:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import functools
+import os
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,6 +17,7 @@ from hypothesis import settings
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _observe, _proc
 from tests.unit.fake_clock import FakeClock
+from tests.unit.fake_guestfish import FakeGuestfish
 from tests.unit.fake_hypervisor import FakeHypervisor
 from tests.unit.fake_proc import FakeProc
 from tests.unit.host_agent import HostAgent, host_agent
@@ -51,6 +53,14 @@ def hypervisor(clock: FakeClock, proc: FakeProc, tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(_observe, "find_process", functools.partial(_proc.find_process, proc=proc.path))
     monkeypatch.setattr(_observe, "running_files", functools.partial(_proc.running_files, proc=proc.path))
     return FakeHypervisor(clock, proc, runtime, images)
+
+
+@pytest.fixture
+def fake_guestfish(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeGuestfish:
+    """A guestfish that is found in PATH once it is made ready."""
+    monkeypatch.setenv("PATH", f"{tmp_path / 'libguestfs' / 'bin'}:{os.environ['PATH']}")
+    (tmp_path / "libguestfs").mkdir()
+    return FakeGuestfish(tmp_path / "libguestfs")
 
 
 @pytest.fixture

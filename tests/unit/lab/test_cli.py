@@ -24,7 +24,7 @@ def test_packages_are_printed_by_a_python_that_has_nothing_installed() -> None:
     said = subprocess.run(
         ["/usr/bin/python3", "-I", "-S", "-c", script], cwd=TOP, capture_output=True, text=True, check=True
     )
-    assert said.stdout.split() == list(host.LAB_PACKAGES)
+    assert said.stdout.split() == list(host.packages())
 
 
 def test_three_guests_and_no_foreign_ones_unless_asked() -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lab import host
 from lab.errors import Unsupported
 from lab.host import Distribution, missing, parse_os_release, require_a_suitable_machine, require_room
 
@@ -35,6 +36,20 @@ def test_debian_and_ubuntu_are_known(text: str, distribution: Distribution, orig
 def test_a_distribution_without_a_known_archive_is_refused(text: str) -> None:
     with pytest.raises(Unsupported, match="run it on a Debian or Ubuntu machine"):
         parse_os_release(text)
+
+
+@pytest.mark.parametrize(
+    ("kernels", "codename", "more"),
+    [([], BOOKWORM, ["linux-image-cloud-amd64"]), ([], NOBLE, ["linux-image-virtual"]), (["vmlinuz-6.1"], NOBLE, [])],
+)
+def test_a_kernel_is_wanted_only_where_there_is_none(
+    kernels: list[str], codename: str, more: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for kernel in kernels:
+        (tmp_path / kernel).touch()
+    monkeypatch.setattr(host, "BOOT", tmp_path)
+    monkeypatch.setattr(host, "distribution", lambda: parse_os_release(codename))
+    assert host.packages() == (*host.LAB_PACKAGES, *more)
 
 
 def test_only_what_is_fully_installed_counts() -> None:

@@ -1,0 +1,225 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Repairs what keeps a guest from coming up, on its image while it is off."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import Domain
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    FleetError,
+    ImageFailed,
+    InvalidRequest,
+    PackageManagerUnknown,
+)
+from ansible_collections.kvm.fleet.plugins.module_utils._guestfish import Guestfish
+from ansible_collections.kvm.fleet.plugins.module_utils._image import Disks, Image, open_disks
+
+
+class Repair(str, Enum):
+    FSCK = "fsck"
+    """The file systems are checked, and what is damaged is repaired."""
+    PACKAGES = "packages"
+    """What dpkg was interrupted in is finished; a database of rpm's that does not verify is made anew."""
+    SCRIPT = "script"
+    """Whatever somebody has written."""
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be done, in this order: file systems first, since nothing is safe on those that are damaged."""
+
+    fsck: bool
+    packages: bool
+    script: str | None
+    timeout: float
+
+    @property
+    def repairs(self) -> tuple[Repair, ...]:
+        asked = ((Repair.FSCK, self.fsck), (Repair.PACKAGES, self.packages), (Repair.SCRIPT, self.script is not None))
+        return tuple(repair for repair, is_asked in asked if is_asked)
+
+    def check(self) -> None:
+        """Raise InvalidRequest for what cannot be meant."""
+        if not self.repairs:
+            raise InvalidRequest("there is nothing to repair", remedy="Name repairs, or give a script.")
+        if self.timeout <= 0:
+            raise InvalidRequest(f"a timeout of {self.timeout:g} s cannot be meant", remedy="Give one above zero.")
+        if self.script is not None and (not self.script.strip() or "\0" in self.script):
+            raise InvalidRequest("the script is empty, or has a NUL byte", remedy="Give a script for /bin/sh.")
+
+
+@dataclass(frozen=True)
+class Done:
+    """One repair: whether it has changed anything, and what it printed."""
+
+    repair: Repair
+    changed: bool
+    output: str
+
+    def facts(self) -> dict[str, Any]:
+        """As results and evidence have it."""
+        return {"name": self.repair.value, "changed": self.changed, "output": self.output}
+
+
+def repair(domain: Domain, wanted: Wanted, *, uri: str, check: bool) -> tuple[Done, ...]:
+    """Do the repairs on the image of a domain that is off; in check mode, on a copy that is thrown away.
+
+    The first one that fails ends it. Its error tells, as evidence, which it was and what was done before it.
+    Raises what open_disks raises, ImageFailed and PackageManagerUnknown.
+    """
+    wanted.check()
+    done: list[Done] = []
+    with open_disks(domain, uri=uri, read_only=check) as disks:
+        image: Image | None = None
+        for which in wanted.repairs:
+            try:
+                if which is Repair.FSCK:
+                    done.append(check_file_systems(disks, wanted.timeout))
+                    continue
+                image = image or disks.mount()
+                if which is Repair.PACKAGES:
+                    done.append(repair_packages(image, wanted.timeout))
+                else:
+                    done.append(Done(Repair.SCRIPT, True, image.run(wanted.script or "", wanted.timeout)))
+            except FleetError as error:
+                error.evidence.update(repair=which.value, repairs=[one.facts() for one in done])
+                raise
+    return tuple(done)
+
+
+# --- file systems --------------------------------------------------------------------------------
+
+_UNCORRECTED = 4
+"""fsck's bit for errors that are left; lower ones are of what was corrected, higher ones of what went wrong."""
+
+_XFS_LOG_IS_DIRTY = 2
+
+
+def check_file_systems(disks: Disks, timeout: float) -> Done:
+    """Check every file system that can be, whatever it is mounted for, and repair it. Raises ImageFailed."""
+    told = []
+    for device, kind in disks.file_systems().items():
+        if kind in ("swap", "unknown"):
+            continue
+        check = _CHECKS.get(kind)
+        corrected = check(disks.fish, kind, device, timeout) if check else None
+        told.append((f"{device} ({kind}): {_VERDICTS[corrected]}", corrected))
+    return Done(Repair.FSCK, any(corrected for _line, corrected in told), "".join(f"{line}\n" for line, _ in told))
+
+
+_VERDICTS = {None: "not checked, nothing here checks this kind", True: "errors were corrected", False: "clean"}
+
+
+def _check_ext(fish: Guestfish, kind: str, device: str, timeout: float) -> bool:
+    status = _fsck(fish, kind, device, timeout)
+    if not status & _UNCORRECTED:
+        # A file system that is marked clean was only glanced at. One that has been mounted too often is looked through.
+        limit = _setting(fish.text("tune2fs-l", device), "Maximum mount count")
+        fish.call("tune2fs", device, options={"maxmountcount": "1", "mountcount": "2"})
+        status |= _fsck(fish, kind, device, timeout)
+        # 0 and -1 mean the same, and only one of them is taken. Whoever dies before this leaves a guest that checks its
+        # file system at each boot.
+        fish.call("tune2fs", device, options={"maxmountcount": str(max(limit, 0))})
+    if status & _UNCORRECTED:
+        # What e2fsck would ask a person about; every question is answered as its own advice is.
+        fish.call("e2fsck", device, options={"forceall": "true"}, timeout=timeout)
+        if _fsck(fish, kind, device, timeout) & ~(_UNCORRECTED - 1):
+            raise _damaged(device, kind)
+    return status != 0
+
+
+def _setting(listed: str, name: str) -> int:
+    found = re.search(rf"^{name}: *(-?\d+)$", listed, re.MULTILINE)
+    return int(found.group(1)) if found else -1
+
+
+def _check_by_fsck(fish: Guestfish, kind: str, device: str, timeout: float) -> bool:
+    status = _fsck(fish, kind, device, timeout)
+    if status & _UNCORRECTED:
+        raise _damaged(device, kind)
+    return status != 0
+
+
+def _fsck(fish: Guestfish, kind: str, device: str, timeout: float) -> int:
+    status = int(fish.text("fsck", kind, device, timeout=timeout), 0)  # told in hexadecimal where it is not 0
+    if status >= 2 * _UNCORRECTED:
+        raise ImageFailed(
+            f"{device} ({kind}) could not be checked: fsck returned {status}",
+            remedy="See whether the appliance of libguestfs has the tools for this kind of file system.",
+            evidence={"device": device, "status": status},
+        )
+    return status
+
+
+def _check_xfs(fish: Guestfish, kind: str, device: str, timeout: float) -> bool:
+    if fish.text("xfs-repair", device, options={"nomodify": "true"}, timeout=timeout) == "0":
+        return False
+    status = int(fish.text("xfs-repair", device, timeout=timeout), 0)
+    if status == _XFS_LOG_IS_DIRTY:
+        # What is in its log would be lost by a repair; mounting writes it to its place.
+        why = fish.tried("mount", device, "/")
+        if why:
+            raise _damaged(device, kind, f": its log cannot be replayed ({why}); 'xfs_repair -L' would drop it")
+        fish.call("umount-all")
+        status = int(fish.text("xfs-repair", device, timeout=timeout), 0)
+    if status:
+        raise _damaged(device, kind)
+    return True
+
+
+def _damaged(device: str, kind: str, why: str = "") -> ImageFailed:
+    return ImageFailed(
+        f"{device} ({kind}) has errors that were not corrected{why}",
+        remedy="Restore the guest from a backup or a snapshot, or work on the image with virt-rescue.",
+        evidence={"device": device},
+    )
+
+
+_CHECKS = {
+    **dict.fromkeys(("ext2", "ext3", "ext4"), _check_ext),
+    "vfat": _check_by_fsck,
+    "xfs": _check_xfs,
+}
+
+
+# --- packages ------------------------------------------------------------------------------------
+
+# Each prints what was changed as its first line: yes or no.
+_DPKG = """\
+exec 2>&1
+export LC_ALL=C DEBIAN_FRONTEND=noninteractive PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+before=$(sha256sum /var/lib/dpkg/status) || exit
+said=$(dpkg --force-confdef --force-confold --configure -a) || { code=$?; printf '%s\\n' "$said"; exit "$code"; }
+[ "$before" = "$(sha256sum /var/lib/dpkg/status)" ] && echo no || echo yes
+printf '%s\\n' "$said"
+# What is left needs a repository, and that a network: a package to unpack again, a dependency that is not there.
+left=$(dpkg --audit) || exit
+[ -z "$left" ] || { printf '%s\\n' "$left"; exit 1; }
+"""
+
+_RPM = """\
+exec 2>&1
+export LC_ALL=C PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
+if said=$(rpmdb --verifydb && rpm -qa 2>&1 >/dev/null) && [ -z "$said" ]; then echo no; exit 0; fi
+printf 'yes\\n%s\\n' "$said"
+rpmdb --rebuilddb && rpmdb --verifydb
+"""
+
+
+def repair_packages(image: Image, timeout: float) -> Done:
+    """Bring the package database in order, by what the guest has itself. Raises ImageFailed, PackageManagerUnknown."""
+    script = {"deb": _DPKG, "rpm": _RPM}.get(image.package_format)
+    if script is None:
+        raise PackageManagerUnknown(
+            f"packages of the kind {image.package_format} are not known here; known are deb and rpm",
+            remedy="Leave the repair 'packages' out for this guest, or bring a script of your own.",
+        )
+    verdict, _newline, output = image.run(script, timeout).partition("\n")
+    return Done(Repair.PACKAGES, verdict == "yes", output)

@@ -1,0 +1,158 @@
+#!/usr/bin/python
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: guest_repair
+short_description: Repair a guest on its image, while it is off
+version_added: 0.1.0
+author:
+  - Contributors to kvm.fleet (@kvm-fleet)
+description:
+  - Opens the disks of a domain that is off with libguestfs, and repairs what keeps its system from coming up. Nothing
+    in the guest has to work for that, and no program of the hypervisor reads its file systems.
+  - A domain that is not off is refused. One that is started meanwhile does not start, since QEMU locks an image that
+    is written to.
+  - The repairs are done in this order, V(fsck), V(packages), O(script). The first one that fails ends the task, with
+    what was done before it in the evidence as C(repairs).
+  - Programs are the guest's own, run by the kernel of libguestfs's appliance, as root, without an init system and
+    without a network. What they change in C(/run) does not stay.
+  - libguestfs runs as C(LIBGUESTFS_BACKEND) and C(LIBGUESTFS_BACKEND_SETTINGS) in the task's environment say.
+    Otherwise it runs QEMU directly, and emulated for a domain that is emulated itself.
+extends_documentation_fragment:
+  - kvm.fleet.hypervisor
+  - kvm.fleet.hypervisor.domain
+  - kvm.fleet.hypervisor.attributes
+requirements:
+  - guestfish on the hypervisor (libguestfs-tools in Debian and Ubuntu, libguestfs and guestfs-tools in RHEL and Fedora,
+    guestfs-tools in SUSE)
+attributes:
+  check_mode:
+    support: full
+    details:
+      - Everything is done, on a copy of the image that is thrown away at the end.
+  diff_mode:
+    support: none
+options:
+  repairs:
+    description:
+      - V(fsck) checks every file system (ext2 to ext4, XFS, FAT) while none is mounted, and corrects what is damaged.
+        What e2fsck would ask a person about is answered with yes. Others are left alone, and named.
+      - V(packages) finishes what dpkg was interrupted in (C(dpkg --configure -a), which keeps configuration files that
+        were changed), or makes a database of rpm's anew that does not verify.
+    type: list
+    elements: str
+    choices: [fsck, packages]
+    default: []
+  script:
+    description:
+      - A script for the guest's C(/bin/sh). It fails the task when it returns other than zero.
+    type: str
+  timeout:
+    description:
+      - Seconds that one repair may take. Then it is ended, and the image is as after a power failure.
+    type: int
+    default: 1800
+  before_shutdown:
+    description:
+      - In check mode, only see to it that the image of a domain that may still run could be opened once it is off, as
+        far as that shows without opening it.
+    type: bool
+    default: false
+  run:
+    description:
+      - Id of the run that this is done in, which needs the guest's lease, see M(kvm.fleet.guest_lease). Without it, a
+        guest under a live lease is refused.
+    type: str
+"""
+
+EXAMPLES = r"""
+- name: Repair what an upgrade has left half done
+  kvm.fleet.guest_repair:
+    name: web1
+    repairs: [fsck, packages]
+  delegate_to: hypervisor1
+
+- name: Have a guest forget a mount that keeps it from booting
+  kvm.fleet.guest_repair:
+    name: web1
+    script: sed -i '\|^/dev/vdb|s|^|#|' /etc/fstab
+  delegate_to: hypervisor1
+"""
+
+RETURN = r"""
+repairs:
+  description: What was done, in order, or in check mode on the copy.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    name:
+      description: V(fsck), V(packages) or V(script).
+      type: str
+      sample: fsck
+    changed:
+      description: Whether it has changed anything. A script always has.
+      type: bool
+      sample: true
+    output:
+      description: What it printed, of a script its standard output. At most its last 256 KiB.
+      type: str
+      sample: "/dev/sda1 (ext4): errors were corrected\n"
+virt_rescue:
+  description: >-
+    The command that opens a shell on the image once the domain is off, for a person at a terminal of the hypervisor.
+  returned: in check mode with O(before_shutdown)
+  type: str
+  sample: env LIBGUESTFS_BACKEND=direct virt-rescue --format=qcow2 -a /var/lib/libvirt/images/web1.qcow2 -i
+"""
+
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ansible_collections.kvm.fleet.plugins.module_utils import _image, _repair
+from ansible_collections.kvm.fleet.plugins.module_utils._lease import working
+from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtHypervisor
+from ansible_collections.kvm.fleet.plugins.module_utils._repair import Repair, Wanted
+from ansible_collections.kvm.fleet.plugins.module_utils._runner import DOMAIN_ARGUMENTS, run
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "repairs": {"type": "list", "elements": "str", "choices": ["fsck", "packages"], "default": []},
+            "script": {"type": "str"},
+            "timeout": {"type": "int", "default": 1800},
+            "before_shutdown": {"type": "bool", "default": False},
+            "run": {"type": "str"},
+            **DOMAIN_ARGUMENTS,
+        },
+        supports_check_mode=True,
+    )
+    given = module.params
+    wanted = Wanted(
+        fsck=Repair.FSCK.value in given["repairs"],
+        packages=Repair.PACKAGES.value in given["repairs"],
+        script=given["script"],
+        timeout=given["timeout"],
+    )
+
+    def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
+        wanted.check()
+        domain = hypervisor.domain(given["name"])
+        with working(hypervisor, domain, given["run"], check=module.check_mode):
+            if module.check_mode and given["before_shutdown"]:
+                drives = _image.check(domain, uri=hypervisor.uri, shut_off=False)
+                return {"changed": False, "repairs": [], "virt_rescue": _image.virt_rescue(domain, drives)}
+            done = _repair.repair(domain, wanted, uri=hypervisor.uri, check=module.check_mode)
+        return {"changed": any(one.changed for one in done), "repairs": [one.facts() for one in done]}
+
+    run(module, work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,146 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The image of a real guest that is off, opened by the real libguestfs."""
+
+from __future__ import annotations
+
+import subprocess
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import libvirt
+import pytest
+
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import ImageFailed
+from ansible_collections.kvm.fleet.plugins.module_utils._image import Image, open_image
+from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import open_hypervisor
+from lab.places import disk_path
+from tests.integration.runs import module, refusal
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from lab.fixtures import MakeGuest
+    from lab.guests import Guest
+
+URI = "qemu:///system"
+NASTY = "/etc/a \"b\" 'c'\n$d\\e: |<_é"
+HALF_CONFIGURED = "/^Package: lab-config$/,/^$/s/^Status: .*/Status: install ok half-configured/"
+
+
+@contextmanager
+def image_of(guest: Guest, *, read_only: bool = False) -> Iterator[Image]:
+    with open_hypervisor(URI) as hypervisor:
+        domain = hypervisor.domain(guest.name)
+        with open_image(domain, uri=URI, read_only=read_only) as image:
+            yield image
+
+
+def test_files_are_read_and_written_with_owner_mode_and_label_kept(make_guest: MakeGuest) -> None:
+    guest = make_guest(start=False)
+    with image_of(guest) as image:
+        files = image.files
+        assert files.read("/etc/hostname") == b"lab\n"
+        assert files.read("/nowhere/at/all") is None
+        assert (files.names("/nowhere"), "sources.list.d" in (files.names("/etc/apt") or ())) == ((), True)
+        image.run(
+            "chown 3:4 /etc/hosts; chmod 2640 /etc/hosts; ln -s hosts /etc/leads-to-hosts\n"
+            "python3 -c 'import os\n"
+            'os.setxattr("/etc/hosts", "security.selinux", b"system_u:object_r:net_conf_t:s0\\0")\n'
+            'os.setxattr("/etc/apt", "security.selinux", b"system_u:object_r:etc_t:s0\\0")\'\n'
+        )
+        written = bytes(range(256)) * 64
+        files.write("/etc/leads-to-hosts", written)
+        files.write(f"/etc/apt/new directory/{NASTY[5:]}", b"new\n")
+        assert (files.read("/etc/hosts"), files.read("/etc/leads-to-hosts")) == (written, written)
+        assert files.names("/etc/apt/new directory") == [NASTY[5:]]
+        told = image.run(
+            "stat -c '%u %g %a %F' /etc/hosts /etc/leads-to-hosts; cd '/etc/apt/new directory'; stat -c '%u %g %a' *\n"
+            "python3 -c 'import os\n"
+            'print(os.getxattr("/etc/hosts", "security.selinux"), os.getxattr(".", "security.selinux"))\'\n'
+            "find /etc -name '*kvm-fleet*'"
+        )
+        assert told.splitlines() == [
+            "3 4 2640 regular file",
+            "0 0 777 symbolic link",
+            "0 0 644",
+            "b'system_u:object_r:net_conf_t:s0\\x00' b'system_u:object_r:etc_t:s0'",
+        ]
+        # QEMU's lock is what keeps libvirt from starting the guest meanwhile.
+        with pytest.raises(libvirt.libvirtError, match="lock"):
+            guest.start()
+        with pytest.raises(ImageFailed, match="lock") as locked, image_of(guest):
+            pass
+        assert "something else has the image open" in locked.value.remedy
+    guest.start()
+    guest.wait_until_ready()
+    assert guest.read_file("/etc/hosts") == written
+
+
+def test_a_script_that_fails_or_hangs_leaves_an_image_that_boots(make_guest: MakeGuest) -> None:
+    guest = make_guest(start=False)
+    with pytest.raises(ImageFailed) as failed, image_of(guest) as image:
+        image.run("echo done so far; touch /etc/touched /run/touched; echo oops >&2; exit 3")
+    assert failed.value.evidence == {"rc": "3", "stdout": ["done so far"], "stderr": ["oops"]}
+    with pytest.raises(ImageFailed, match="has not ended after"), image_of(guest) as image:
+        image.run("sync; sleep 600", timeout=5)
+    with image_of(guest, read_only=True) as image:
+        assert image.files.read("/etc/touched") == b""
+        assert image.run("ls /run") == "kvm-fleet\nlock\n"
+        image.files.write("/etc/thrown-away", b"")
+    guest.start()
+    guest.wait_until_ready()
+    assert guest.run("/usr/bin/test", "-e", "/etc/thrown-away").returncode == 1
+
+
+def test_a_guest_that_runs_is_refused(shared_guest: Guest) -> None:
+    for check in (True, False):
+        result = refusal("guest_repair", check=check, name=shared_guest.name, repairs=["fsck"])
+        assert (result["error_code"], result["evidence"]["state"]) == ("domain_running", "running")
+    told = module("guest_repair", check=True, name=shared_guest.name, repairs=["fsck"], before_shutdown=True)
+    assert (told["failed"], told["changed"]) == (False, False)
+    assert str(disk_path(shared_guest.uuid)) in told["virt_rescue"]
+
+
+def test_a_guest_with_a_managed_save_image_is_refused(pristine_guest: Guest) -> None:
+    pristine_guest.domain.managedSave()
+    try:
+        result = refusal("guest_repair", name=pristine_guest.name, repairs=["fsck"])
+        assert result["error_code"] == "domain_unsafe"
+        assert "managedsave-remove" in result["remedy"]
+    finally:
+        pristine_guest.domain.managedSaveRemove()
+
+
+def test_packages_and_file_systems_are_repaired_and_the_guest_boots(make_guest: MakeGuest) -> None:
+    guest = make_guest(start=False, disk_format="raw")
+    with image_of(guest) as image:
+        image.run(f"sed -i '{HALF_CONFIGURED}' /var/lib/dpkg/status; touch /etc/lost; sync")
+    # As a crash of the hypervisor may leave it: a name without its file.
+    subprocess.run(["debugfs", "-w", "-R", "clri /etc/lost", disk_path(guest.uuid)], check=True, capture_output=True)
+    before = disk_path(guest.uuid).read_bytes()
+
+    asked = {"name": guest.name, "repairs": ["packages", "fsck"], "script": "dpkg --audit; ls /etc"}
+    predicted = module("guest_repair", check=True, **asked)
+    assert not predicted["failed"], predicted
+    assert disk_path(guest.uuid).read_bytes() == before
+
+    done = module("guest_repair", **asked)
+    assert not done["failed"], done
+    assert predicted["repairs"] == done["repairs"]
+    assert [(one["name"], one["changed"]) for one in done["repairs"]] == [
+        ("fsck", True),
+        ("packages", True),
+        ("script", True),
+    ]
+    assert done["repairs"][0]["output"] == "/dev/sda (ext4): errors were corrected\n"
+    assert "Setting up lab-config" in done["repairs"][1]["output"]
+    assert "lost" not in done["repairs"][2]["output"].split()
+
+    again = module("guest_repair", name=guest.name, repairs=["packages", "fsck"])
+    assert (again["changed"], [one["changed"] for one in again["repairs"]]) == (False, [False, False])
+    guest.start()
+    guest.wait_until_ready()
+    assert guest.output("/usr/bin/dpkg", "--audit") == ""

@@ -1,0 +1,119 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The playbook that rescues guests: whatever becomes of the repair, a guest that ran runs again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import libvirt
+
+from tests.integration.proof import make_fresh
+from tests.integration.runs import module, playbook
+
+if TYPE_CHECKING:
+    from lab.fixtures import MakeGuest
+    from lab.guests import Guest
+
+BREAK = "sed -i '/^Package: lab-config$/,/^$/s/^Status: .*/Status: install ok half-configured/' /var/lib/dpkg/status"
+
+
+def off(guest: Guest) -> bool:
+    return guest.state() == libvirt.VIR_DOMAIN_SHUTOFF
+
+
+def last_outcome(guest: Guest) -> dict[str, Any]:
+    [info] = module("domain_info", names=[guest.name])["domains"]
+    assert info["run"]["lease"] is None
+    ended: dict[str, Any] = info["run"]["ended"]
+    return ended
+
+
+def test_a_guest_is_shut_down_repaired_and_started_again(pristine_guest: Guest) -> None:
+    guest = pristine_guest
+    make_fresh(guest)
+    guest.output("/bin/sh", "-c", BREAK)
+    before, boot_id = guest.process(), guest.boot_id()
+
+    predicted = playbook("rescue", "--check", guests=[guest.name])
+    assert predicted.exit_code == 0, predicted.output
+    assert (guest.process(), guest.boot_id()) == (before, boot_id)
+    assert predicted.records[guest.name]["outcome"] == "restarted"
+
+    run = playbook("rescue", guests=[guest.name])
+    assert run.exit_code == 0, run.output
+    record = run.records[guest.name]
+    assert (record["outcome"], record["restarted"], record["forced_off"]) == ("repaired", True, False)
+    assert [(one["name"], one["changed"]) for one in record["repairs"]] == [("fsck", False), ("packages", True)]
+    assert "  Repaired: fsck (nothing to repair), packages" in run.paragraph(guest.name)
+    assert guest.process() not in (None, before)
+    assert guest.boot_id() != boot_id
+    assert guest.output("/usr/bin/dpkg", "--audit") == ""
+    assert last_outcome(guest)["outcome"] == "repaired"
+
+
+def test_a_script_that_fails_fails_the_host_and_the_guest_runs_again(pristine_guest: Guest) -> None:
+    guest = pristine_guest
+    make_fresh(guest)
+    before = guest.process()
+    broken = {"rescue_repairs": [], "rescue_script": "echo no such luck >&2; exit 7"}
+    run = playbook("rescue", guests=[guest.name], variables=broken)
+    assert run.exit_code != 0
+    record = run.records[guest.name]
+    assert (record["outcome"], record["error"]["error_code"]) == ("failed", "image_failed")
+    assert record["error"]["evidence"]["stderr"] == ["no such luck"]
+    assert record["restarted"] is True
+    assert guest.process() not in (None, before)
+    assert guest.answers()
+    assert last_outcome(guest)["error"]["error_code"] == "image_failed"
+
+
+def test_a_guest_that_does_not_go_down_is_left_running(pristine_guest: Guest) -> None:
+    guest = pristine_guest
+    make_fresh(guest)
+    guest.output("/bin/mkdir", "-p", "/etc/systemd/logind.conf.d")
+    guest.write_file("/etc/systemd/logind.conf.d/deaf.conf", b"[Login]\nHandlePowerKey=ignore\n")
+    guest.output("/usr/bin/systemctl", "restart", "systemd-logind.service")
+    before, boot_id = guest.process(), guest.boot_id()
+    run = playbook("rescue", guests=[guest.name], variables={"rescue_shutdown_timeout": 6})
+    assert run.exit_code != 0
+    assert run.records[guest.name]["error"]["error_code"] == "shutdown_timeout"
+    assert (guest.process(), guest.boot_id()) == (before, boot_id)
+
+
+def test_what_cannot_be_done_is_refused_before_the_guest_is_shut_down(shared_guest: Guest) -> None:
+    before = shared_guest.process()
+    unnamed = playbook("rescue")
+    assert unnamed.exit_code != 0
+    assert "name the guests that this is to be done to" in unnamed.output
+    # These tests run without a terminal, as AWX does.
+    unattended = playbook("rescue", guests=[shared_guest.name], variables={"rescue_shell": True})
+    record = unattended.records[shared_guest.name]
+    assert (record["outcome"], record["error"]["error_code"]) == ("refused", "no_terminal")
+    assert shared_guest.process() == before
+
+
+def test_a_guest_that_is_off_is_repaired_and_stays_off_and_one_that_a_dead_run_left_off_comes_back(
+    make_guest: MakeGuest,
+) -> None:
+    guest = make_guest(start=False)
+    options = {"rescue_repairs": [], "rescue_script": "touch /etc/was-here"}
+    run = playbook("rescue", guests=[guest.name], variables=options)
+    assert run.exit_code == 0, run.output
+    record = run.records[guest.name]
+    assert (record["outcome"], record["restarted"]) == ("repaired", False)
+    assert off(guest)
+
+    guest.start()
+    guest.wait_until_ready()
+    assert guest.run("/usr/bin/test", "-e", "/etc/was-here").returncode == 0
+    lease = {"name": guest.name, "run": "run-a", "owner": "somebody@elsewhere", "ttl": 1}
+    assert not module("guest_lease", **lease)["failed"]
+    assert not module("domain_power", name=guest.name, run="run-a", state="stopped")["failed"]
+    assert off(guest)
+    run = playbook("rescue", guests=[guest.name], variables=options)
+    assert run.exit_code == 0, run.output
+    assert run.records[guest.name]["resumed"]["run"] == "run-a"
+    assert guest.answers()
