@@ -20,43 +20,59 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetErro
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("*.py"))
-ROLE = ROOT / "roles" / "upgrade"
+ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
 
 
 def read_yaml(path: Path) -> Any:
     return yaml.safe_load(path.read_text(encoding="utf-8"))
 
 
-# --- the role ------------------------------------------------------------------------------------
-
-ROLE_OPTIONS = read_yaml(ROLE / "meta" / "argument_specs.yml")["argument_specs"]["main"]["options"]
-ROLE_DEFAULTS = read_yaml(ROLE / "defaults" / "main.yml")
+# --- roles ---------------------------------------------------------------------------------------
 
 
-def test_the_role_specifies_what_it_has_defaults_for() -> None:
-    assert list(ROLE_OPTIONS) == list(ROLE_DEFAULTS)
+def options_of(role: str) -> dict[str, Any]:
+    specified = read_yaml(ROOT / "roles" / role / "meta" / "argument_specs.yml")
+    options: dict[str, Any] = specified["argument_specs"]["main"]["options"]
+    return options
+
+
+def defaults_of(role: str) -> dict[str, Any]:
+    defaults: dict[str, Any] = read_yaml(ROOT / "roles" / role / "defaults" / "main.yml")
+    return defaults
 
 
 # Their defaults are told in words: Ansible would evaluate those of the specification even where the option is given.
-TOLD_IN_WORDS = {"upgrade_hypervisor", "upgrade_uri"}
+TOLD_IN_WORDS = ("hypervisor", "uri")
+OPTIONS = [(role, option) for role in ROLES for option in options_of(role)]
 
 
-def test_only_defaults_that_depend_on_other_variables_are_told_in_words() -> None:
-    assert {option for option, spec in ROLE_OPTIONS.items() if "default" not in spec} == TOLD_IN_WORDS
-    assert all("{{" in ROLE_DEFAULTS[option] for option in TOLD_IN_WORDS)
+@pytest.mark.parametrize("role", ROLES)
+def test_a_role_specifies_what_it_has_defaults_for(role: str) -> None:
+    assert list(options_of(role)) == list(defaults_of(role))
+    assert all(option.startswith(f"{role}_") for option in options_of(role))
 
 
-@pytest.mark.parametrize("option", [option for option in ROLE_OPTIONS if option not in TOLD_IN_WORDS])
-def test_a_default_of_the_role_is_the_one_that_is_specified(option: str) -> None:
-    spec, used = ROLE_OPTIONS[option], ROLE_DEFAULTS[option]
-    assert (spec["default"], type(spec["default"])) == (used, type(used))
-    assert type(used).__name__ == spec["type"]
-    assert used in spec.get("choices", [used])
+@pytest.mark.parametrize("role", ROLES)
+def test_only_defaults_that_depend_on_other_variables_are_told_in_words(role: str) -> None:
+    told = {f"{role}_{name}" for name in TOLD_IN_WORDS}
+    assert {option for option, spec in options_of(role).items() if "default" not in spec} == told
+    assert all("{{" in defaults_of(role)[option] for option in told)
 
 
-def test_every_option_of_the_role_is_used() -> None:
-    tasks = "".join(path.read_text(encoding="utf-8") for path in (ROLE / "tasks").glob("*.yml"))
-    assert [option for option in ROLE_OPTIONS if not re.search(rf"\b{option}\b", tasks)] == []
+@pytest.mark.parametrize(("role", "option"), OPTIONS)
+def test_a_default_of_a_role_is_the_one_that_is_specified(role: str, option: str) -> None:
+    spec, used = options_of(role)[option], defaults_of(role)[option]
+    if "default" in spec:
+        assert (spec["default"], type(spec["default"])) == (used, type(used))
+        assert type(used).__name__ == spec["type"]
+        several = used if isinstance(used, list) else [used]
+        assert set(several) <= set(spec.get("choices", several))
+
+
+@pytest.mark.parametrize(("role", "option"), OPTIONS)
+def test_every_option_of_a_role_is_used(role: str, option: str) -> None:
+    tasks = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "roles" / role / "tasks").glob("*.yml"))
+    assert re.search(rf"\b{option}\b", tasks)
 
 
 # --- modules -------------------------------------------------------------------------------------
@@ -144,7 +160,7 @@ DOCUMENTED = _ROW.findall((ROOT / "docs" / "errors.md").read_text(encoding="utf-
 # Met without any error of the family.
 BESIDE = {
     *("libvirt_python_missing", "hypervisor_unreachable", "drift_unknown", "guest_unhealthy"),
-    *("task_failed", "run_ended"),
+    *("no_terminal", "task_failed", "run_ended"),
 }
 
 
