@@ -70,8 +70,6 @@ _WHILE_FROZEN = {
     *("guest-fsfreeze-status", "guest-fsfreeze-thaw"),
 }
 
-_NO_IMAGES = "images of guests cannot be opened here"
-
 
 class Way(str, Enum):
     EXEC = "exec"
@@ -168,11 +166,11 @@ def apply_policy(
     domain: Domain,
     request: Request,
     recorder: Recorder,
-    images: Images | None,
+    images: Images,
     *,
     check: bool,
 ) -> Report:
-    """Have the guest's agent allow or block what is wanted. ``images`` is None where none can be opened.
+    """Have the guest's agent allow or block what is wanted.
 
     Raises NoWayOpen, PolicyUnsupported, ProofFailed, and what the way that is taken raises.
     """
@@ -242,7 +240,7 @@ class _Work:
         domain: Domain,
         request: Request,
         recorder: Recorder,
-        images: Images | None,
+        images: Images,
         observed: Observation,
         check: bool,
     ) -> None:
@@ -316,8 +314,6 @@ class _Work:
         return self._no_power_cycle() or self._no_image() or _Open(Way.OFFLINE)
 
     def _no_image(self) -> _Closed | None:
-        if self._images is None:
-            return _Closed(_NO_IMAGES)
         try:
             self._images.check(self._domain, uri=self._hypervisor.uri, shut_off=False)
         except (DomainUnsafe, ImageFailed, ImageToolsMissing) as error:
@@ -326,12 +322,6 @@ class _Work:
 
     @contextmanager
     def _image(self, *, read_only: bool) -> Iterator[Image]:
-        if self._images is None:
-            raise NoWayOpen(
-                f"{self._domain.name!r} is off, and {_NO_IMAGES}",
-                remedy="Start the guest.",
-                evidence={"ways": {Way.OFFLINE.value: _NO_IMAGES}},
-            )
         with self._images.open_image(self._domain, uri=self._hypervisor.uri, read_only=read_only) as image:
             yield image
 

@@ -98,16 +98,20 @@ def run_of(owner: str, pid: int, now: datetime, proc: Path = PROC) -> str:
 def has_terminal(pid: int, proc: Path = PROC) -> bool:
     """Whether a person at a terminal can answer a process. Where that cannot be told, nobody is taken to be there.
 
-    A worker of Ansible's has no terminal of its own, so the process of ansible-playbook is looked at.
+    A worker of Ansible's has no terminal of its own, so the process of ansible-playbook is looked at. In the background
+    of a terminal, Ansible asks nothing and goes on.
     """
     try:
+        stat = (proc / str(pid) / "stat").read_text(encoding="utf-8", errors="replace")
         handle = os.open(proc / str(pid) / "fd" / "0", os.O_RDONLY | os.O_NOCTTY | os.O_NONBLOCK)
     except OSError:
         return False
     try:
-        return os.isatty(handle)
+        is_terminal = os.isatty(handle)
     finally:
         os.close(handle)
+    _state, _parent, group, _session, _terminal, foreground = stat.rpartition(") ")[2].split()[:6]
+    return is_terminal and group == foreground
 
 
 def _place(proc: Path) -> tuple[str, str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import subprocess
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import libvirt
 import pytest
@@ -122,7 +122,7 @@ def test_packages_and_file_systems_are_repaired_and_the_guest_boots(make_guest: 
     subprocess.run(["debugfs", "-w", "-R", "clri /etc/lost", disk_path(guest.uuid)], check=True, capture_output=True)
     before = disk_path(guest.uuid).read_bytes()
 
-    asked = {"name": guest.name, "repairs": ["packages", "fsck"], "script": "dpkg --audit; ls /etc"}
+    asked: dict[str, Any] = {"name": guest.name, "repairs": ["packages", "fsck"], "script": "dpkg --audit; ls /etc"}
     predicted = module("guest_repair", check=True, **asked)
     assert not predicted["failed"], predicted
     assert disk_path(guest.uuid).read_bytes() == before

@@ -6,14 +6,25 @@
 
 from __future__ import annotations
 
+import os
+import pty
+import re
+import shlex
+import subprocess
+import time
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import libvirt
 
+from tests.integration.background import PATIENCE_S, kill
 from tests.integration.proof import make_fresh
-from tests.integration.runs import module, playbook
+from tests.integration.runs import HYPERVISORS, literal, module, playbook
+from tests.integration.runs import command as command_line
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from lab.fixtures import MakeGuest
     from lab.guests import Guest
 
@@ -83,6 +94,63 @@ def test_a_guest_that_does_not_go_down_is_left_running(pristine_guest: Guest) ->
     assert (guest.process(), guest.boot_id()) == (before, boot_id)
 
 
+@contextmanager
+def at_a_terminal(*command: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A program in the foreground of a terminal, and that terminal's other end."""
+    ours, theirs = pty.openpty()
+    with subprocess.Popen(
+        ["setsid", "--ctty", *command],
+        env=command_line("ansible-playbook", inventory=HYPERVISORS)[1],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+    ) as program:
+        os.close(theirs)
+        try:
+            yield program, ours
+        finally:
+            kill(program)
+            os.close(ours)
+
+
+def read_until(terminal: int, words: str) -> str:
+    """What a program writes to its terminal, up to these words."""
+    said = ""
+    deadline = time.monotonic() + PATIENCE_S
+    while words not in said:
+        assert time.monotonic() < deadline, said
+        try:
+            said += os.read(terminal, 4096).decode("utf-8", "replace")
+        except OSError as error:  # it has ended
+            raise AssertionError(said) from error
+    print(said)
+    return said
+
+
+def test_a_person_repairs_the_guest_in_a_shell_and_it_is_started_after_that(pristine_guest: Guest) -> None:
+    guest = pristine_guest
+    make_fresh(guest)
+    before = guest.process()
+    words, _environment = command_line("ansible-playbook", inventory=HYPERVISORS)
+    extra = literal({"fleet_guests": [guest.name], "rescue_shell": True})
+    with at_a_terminal(*words, "--extra-vars", extra, "kvm.fleet.rescue") as (playbook_run, terminal):
+        said = read_until(terminal, "then press Enter")
+        assert off(guest)
+        told = re.search(r"(env LIBGUESTFS_BACKEND=[^\r\n]* -i)\W", said)
+        assert told, said
+        with at_a_terminal(*shlex.split(told.group(1))) as (shell, shells_terminal):
+            read_until(shells_terminal, "><rescue>")
+            os.write(shells_terminal, b"touch /sysroot/etc/by-hand; exit\n")
+            shell.wait(PATIENCE_S)
+        os.write(terminal, b"\n")
+        summary = read_until(terminal, "Repaired: shell")
+        assert f"✓ {guest.name}" in summary
+        read_until(terminal, "Drift Resolved")
+    assert guest.process() not in (None, before)
+    assert guest.run("/usr/bin/test", "-e", "/etc/by-hand").returncode == 0
+    assert playbook_run.returncode is not None
+
+
 def test_what_cannot_be_done_is_refused_before_the_guest_is_shut_down(shared_guest: Guest) -> None:
     before = shared_guest.process()
     unnamed = playbook("rescue")
@@ -109,8 +177,8 @@ def test_a_guest_that_is_off_is_repaired_and_stays_off_and_one_that_a_dead_run_l
     guest.start()
     guest.wait_until_ready()
     assert guest.run("/usr/bin/test", "-e", "/etc/was-here").returncode == 0
-    lease = {"name": guest.name, "run": "run-a", "owner": "somebody@elsewhere", "ttl": 1}
-    assert not module("guest_lease", **lease)["failed"]
+    lease = module("guest_lease", name=guest.name, run="run-a", owner="somebody@elsewhere", ttl=1)
+    assert not lease["failed"], lease
     assert not module("domain_power", name=guest.name, run="run-a", state="stopped")["failed"]
     assert off(guest)
     run = playbook("rescue", guests=[guest.name], variables=options)

@@ -5,8 +5,8 @@
 """A program that answers as guestfish was seen to (1.48), over a directory instead of an image.
 
 It is a process of its own, found in PATH, so that what speaks to it is tested with real pipes, deadlines and signals.
-What is written between `add` and the end is there even when it is killed, as in an image; what a read-only image is
-given is thrown away. tests/integration/test_guest_image.py asks the same of the real one.
+What is written stays, as in an image, even when it is killed; a copy for reading only is nothing that it knows.
+tests/integration/test_guest_image.py asks the same of the real one.
 """
 
 from __future__ import annotations
@@ -141,6 +141,7 @@ def answer(command, arguments, options):
         return ""
     if command == "sh":
         if arguments[0].startswith("mount -t tmpfs"):
+            shutil.rmtree(inside("/run"), ignore_errors=True)
             inside("/run/kvm-fleet").mkdir(parents=True)
             return "\\n"
         said = subprocess.run(
@@ -168,7 +169,7 @@ for line in sys.stdin:
         if not may_fail:
             sys.exit(1)
         continue
-    sys.stdout.buffer.write(told if isinstance(told, bytes) else told.encode())
+    sys.stdout.buffer.write(told if isinstance(told, bytes) else os.fsencode(told))
     sys.stdout.buffer.flush()
 '''
 
@@ -214,7 +215,12 @@ class FakeGuestfish:
             "fsck": self.fsck,
             **self.answers,
         }
-        told = {"hangs": self.hangs, "fails": self.fails, "answers": answers, "unmountable": self.unmountable}
+        told: dict[str, Any] = {
+            "hangs": self.hangs,
+            "fails": self.fails,
+            "answers": answers,
+            "unmountable": self.unmountable,
+        }
         told |= {"launch_fails": self.launch_fails, "launch_says": self.launch_says, "labels": self.labels}
         state.write_text(json.dumps(told), encoding="utf-8")
         filled = _PROGRAM.format(python=sys.executable, root=str(self.root), state=str(state), log=str(self.log))

@@ -69,6 +69,11 @@ def test_the_emulator_is_read(devices: str, expected: str | None) -> None:
     assert parse_definition(domain(devices)).emulator == expected
 
 
+@pytest.mark.parametrize(("kind", "expected"), [("kvm", False), ("qemu", True)])
+def test_a_guest_that_is_emulated_is_told_from_one_of_kvm(kind: str, expected: bool) -> None:
+    assert parse_definition(f"<domain type='{kind}'/>").emulated is expected
+
+
 @pytest.mark.parametrize(
     ("os", "expected"),
     [
@@ -97,19 +102,23 @@ def test_uefi_firmware_is_told_from_others(os: str, expected: bool) -> None:
                 "<disk type='block' device='lun'><driver name='qemu' type='raw'/><source dev='/dev/vg/lv'/>"
                 "<target dev='sda'/></disk>"
             ),
-            [Disk("sda", "raw", None)],
+            [Disk("sda", "raw", None, device="/dev/vg/lv", kind="block")],
         ),
         (
             "<disk type='network'><driver type='raw'/><source protocol='rbd' name='pool/x'/><target dev='vdb'/></disk>",
-            [Disk("vdb", "raw", None)],
+            [Disk("vdb", "raw", None, kind="network")],
         ),
         ("<disk type='file'><target dev='vdc'/></disk>", [Disk("vdc", "raw", None)]),
+        (
+            "<disk type='file'><source file='/x'><encryption format='luks'/></source><target dev='vdc'/></disk>",
+            [Disk("vdc", "raw", "/x", encrypted=True)],
+        ),
         ("<disk type='file'><driver name='qemu'/><source file='/x'/></disk>", [Disk("?", "raw", "/x")]),
         ("<disk type='file' device='cdrom'><source file='/x.iso'/><target dev='sdb'/><readonly/></disk>", []),
         ("<disk type='file' device='floppy'><source file='/x'/><target dev='fda'/></disk>", []),
         ("<disk type='file' device='disk'><source file='/x'/><target dev='vdd'/><readonly/></disk>", []),
     ],
-    ids=["qcow2", "lun", "network", "no format", "no target", "cdrom", "floppy", "read-only"],
+    ids=["qcow2", "lun", "network", "no format", "encrypted", "no target", "cdrom", "floppy", "read-only"],
 )
 def test_writable_disks_are_listed_and_others_are_not(device: str, expected: list[Disk]) -> None:
     assert parse_definition(domain(device)).writable_disks == tuple(expected)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import getpass
 import multiprocessing
 import os
+import pty
 import re
 import subprocess
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -20,6 +22,7 @@ from ansible_collections.kvm.fleet.plugins.filter.dead_run import dead_run
 from ansible_collections.kvm.fleet.plugins.lookup.this_run import LookupModule
 from ansible_collections.kvm.fleet.plugins.plugin_utils._controller import (
     awx_job,
+    has_terminal,
     owner_is_gone,
     owner_of,
     playbook_pid,
@@ -161,7 +164,7 @@ def test_a_worker_tells_what_the_playbook_itself_tells() -> None:
 def test_the_lookup_is_the_same_each_time() -> None:
     [first], [second] = LookupModule().run([], {}), LookupModule().run([], {})
     assert first == second
-    assert set(first) == {"run", "owner"}
+    assert set(first) == {"run", "owner", "terminal"}
     assert not owner_is_gone(first["owner"])
 
 
@@ -177,3 +180,30 @@ def test_a_run_of_this_machine_that_has_ended_is_dead() -> None:
 @pytest.mark.parametrize("run", [None, {}, {"lease": None}, {"lease": {"run": "a", "owner": "root@elsewhere"}}])
 def test_where_there_is_no_lease_nobody_is_dead(run: dict[str, object] | None) -> None:
     assert dead_run(run) == ""
+
+
+# --- a terminal ----------------------------------------------------------------------------------
+
+
+def test_a_person_can_be_asked_where_a_process_is_in_the_foreground_of_a_terminal() -> None:
+    ours, theirs = pty.openpty()
+    sleep, in_front = ["sleep", "60"], ["setsid", "--ctty", "sleep", "60"]
+    try:
+        assert has_terminal_while_it_runs(in_front, theirs)
+        assert not has_terminal_while_it_runs(sleep, theirs)
+        assert not has_terminal_while_it_runs(sleep, subprocess.DEVNULL)
+        assert not has_terminal_while_it_runs(sleep, subprocess.PIPE)
+    finally:
+        os.close(ours)
+        os.close(theirs)
+
+
+def has_terminal_while_it_runs(command: list[str], stdin: int) -> bool:
+    with subprocess.Popen(command, stdin=stdin) as program:
+        comm = Path(f"/proc/{program.pid}/comm")
+        while comm.read_text(encoding="ascii").strip() != "sleep":
+            time.sleep(0.01)
+        found = has_terminal(program.pid)
+        program.kill()
+    assert not has_terminal(program.pid)
+    return found

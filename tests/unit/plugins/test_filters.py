@@ -16,7 +16,9 @@ from ansible_collections.kvm.fleet.plugins.filter.batch_sizes import batch_sizes
 from ansible_collections.kvm.fleet.plugins.filter.choose_looks import choose
 from ansible_collections.kvm.fleet.plugins.filter.failed_looks import failed
 from ansible_collections.kvm.fleet.plugins.filter.fleet_hosts import FilterModule
+from ansible_collections.kvm.fleet.plugins.filter.named_guests import named
 from ansible_collections.kvm.fleet.plugins.filter.refused_guests import refused
+from ansible_collections.kvm.fleet.plugins.filter.rescue_result import result as rescue_result
 from ansible_collections.kvm.fleet.plugins.filter.select_guests import select
 from ansible_collections.kvm.fleet.plugins.filter.upgrade_failure import failure
 from ansible_collections.kvm.fleet.plugins.filter.upgrade_plan import plan
@@ -119,3 +121,20 @@ def test_a_result_measures_from_the_beginning(monkeypatch: pytest.MonkeyPatch) -
 
 def test_every_filter_is_offered_by_its_name() -> None:
     assert FilterModule().filters() == {"fleet_hosts": default_hosts}
+
+
+@pytest.mark.parametrize("wanted", [None, "", " , ", []])
+def test_where_guests_have_to_be_named_nothing_is_no_name(wanted: object) -> None:
+    assert named(wanted, required=False) is wanted
+    with pytest.raises(AnsibleFilterError, match="name the guests"):
+        named(wanted)
+
+
+@pytest.mark.parametrize("wanted", ["web1", ["web1"], 101, "all"])
+def test_guests_that_are_named_are_passed_on(wanted: object) -> None:
+    assert named(wanted) is wanted
+
+
+def test_a_rescue_has_its_result_with_the_time_that_it_took() -> None:
+    told = rescue_result({"intervening": False}, GUEST, 0.0, failure={"task": "Look", "result": {"msg": "gone"}})
+    assert (told["outcome"], told["repairs"], told["duration"] > 0) == ("refused", [], True)

@@ -296,6 +296,48 @@ def test_a_guest_that_was_never_shut_down_is_restarted(run: Run, leased: FakeDom
     assert steps(store, leased) == [("restart", "open", "run-a"), ("restart", "done", "run-b")]
 
 
+# --- a shutdown ----------------------------------------------------------------------------------
+
+
+def stop(run: Run, who: str = "a", **options: Any) -> dict[str, Any]:
+    return run("domain_power", name="web1", state="stopped", run=f"run-{who}", **options)
+
+
+def test_a_shutdown_in_a_run_is_half_a_restart(run: Run, leased: FakeDomain, store: Store) -> None:
+    predicted, first = stop(run, check=True), leased.pid
+    assert store.read(leased.uuid) is not None
+    assert record_of(store, leased).steps == ()
+    stopped = stop(run)
+    assert (predicted["steps"], stopped["steps"], stopped["changed"]) == (["shut_down"], ["shut_down"], True)
+    assert steps(store, leased) == [("restart", "open", "run-a")]
+    assert stop(run)["changed"] is False
+    done = restart(run)
+    assert (done["steps"], done["restarted"]) == (["start", "wait_for_agent"], True)
+    assert done["before"]["pid"] == first
+    assert steps(store, leased) == [("restart", "done", "run-a")]
+
+
+@pytest.mark.usefixtures("leased")
+def test_a_guest_that_a_dead_run_has_shut_down_is_started_by_the_next(run: Run) -> None:
+    stop(run)
+    assert take(run, "b")["resumed"]["cut_off"] == "during the restart"
+    assert restart(run, "b")["steps"] == ["start", "wait_for_agent"]
+
+
+def test_a_guest_that_did_not_go_down_may_yet_and_is_started_then(run: Run, leased: FakeDomain, store: Store) -> None:
+    leased.habits.shuts_down_after = None
+    assert stop(run, shutdown_timeout=10)["error_code"] == "shutdown_timeout"
+    assert steps(store, leased) == [("restart", "failed", "run-a")]
+    leased.go_off()
+    take(run, "b")
+    assert restart(run, "b")["steps"] == ["start", "wait_for_agent"]
+
+
+def test_a_guest_that_is_shut_down_outside_of_any_run_is_wanted_off(run: Run, domain: FakeDomain, store: Store) -> None:
+    assert run("domain_power", name="web1", state="stopped")["changed"] is True
+    assert store.read(domain.uuid) is None
+
+
 def test_a_restart_of_the_guest_that_kept_its_boot_is_not_proved(run: Run, leased: FakeDomain) -> None:
     leased.habits.new_boot_id = False
     with killed_in(leased, "start"):
