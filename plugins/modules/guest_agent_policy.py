@@ -206,7 +206,6 @@ from ansible_collections.kvm.fleet.plugins.module_utils._power import PowerOptio
 from ansible_collections.kvm.fleet.plugins.module_utils._runner import DOMAIN_ARGUMENTS, run
 
 
-
 def request_from(params: dict[str, Any]) -> Request:
     return Request(
         wanted=Wanted(tuple(params["rpcs"]), allowed=params["state"] == "enabled"),
