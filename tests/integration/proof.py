@@ -39,6 +39,9 @@ for path in /var/tmp/* /tmp/* /run/kvm-fleet* /var/lib/kvm-fleet/*; do
 done
 """
 
+LET_GO = "/root/let-go"
+"""The file in a guest for which whoever holds a lock there waits."""
+
 
 @dataclass(frozen=True)
 class Look:
@@ -107,3 +110,11 @@ def break_package(guest: Guest, package: str) -> None:
     script = f"/var/lib/dpkg/info/{package}.prerm"
     guest.write_file(script, b"#!/bin/sh\necho broken on purpose >&2\nexit 1\n")
     guest.output("/bin/chmod", "755", script)
+
+
+def let_go_after(guest: Guest, seconds: int) -> None:
+    """Have whoever holds a lock in a guest let go of it in so many seconds."""
+    guest.output(
+        *("/usr/bin/systemd-run", "--collect", f"--on-active={seconds}", "--timer-property=AccuracySec=100ms"),
+        *("/usr/bin/touch", LET_GO),
+    )

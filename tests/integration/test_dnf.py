@@ -17,7 +17,7 @@ from lab import rpms
 from lab.clock import wait_until
 from lab.errors import AgentFailed
 from tests.integration.packages import changed, changes_told
-from tests.integration.proof import look
+from tests.integration.proof import LET_GO, let_go_after, look
 from tests.integration.runs import module, refusal
 
 if TYPE_CHECKING:
@@ -38,13 +38,14 @@ set -- /etc /var/lib/dnf /var/lib/rpm /var/cache /var/log/dnf* /var/log/hawkey.l
 find "$@" -name 'rpmdb.sqlite-*' -prune -o -type f -printf '%p %s %T@\\n' -exec sha256sum {} + | sort | sha256sum
 """
 
-# Locks as rpm does, for longer than any test.
-HOLD_LOCK = """\
-import fcntl, time
+# Locks as rpm does, until it is told to let go.
+HOLD_LOCK = f"""\
+import fcntl, os, time
 lock = open("/var/lib/rpm/.rpm.lock", "r+")
 fcntl.lockf(lock, fcntl.LOCK_EX)
 print("locked", flush=True)
-time.sleep(600)
+while not os.path.exists("{LET_GO}"):
+    time.sleep(0.1)
 """
 
 POST_FAILS = replace(rpms.plain("lab-library", "1.1"), post="echo post says no; exit 1\n")
@@ -210,7 +211,7 @@ def test_dependencies_that_cannot_be_satisfied(guest: Guest, publish: Any) -> No
 # --- obstacles -----------------------------------------------------------------------------------
 
 
-def test_another_package_manager_holds_the_lock(guest: Guest) -> None:
+def test_a_lock_is_waited_for_as_long_as_allowed(guest: Guest) -> None:
     guest.output("/usr/bin/systemd-run", "--collect", "--unit=holder", "/usr/bin/python3", "-c", HOLD_LOCK)
     assert wait_until(
         lambda: "locked" in guest.output("/usr/bin/journalctl", "--unit=holder", "--output=cat"), PATIENCE_S
@@ -221,6 +222,11 @@ def test_another_package_manager_holds_the_lock(guest: Guest) -> None:
         assert (result["error_code"], result["transient"]) == ("package_manager_locked", True)
         assert result["evidence"]["holder"] == "python3"
     assert guest.rpm_versions() == before
+    let_go_after(guest, 40)
+    result = module("guest_upgrade", name=guest.name)
+    assert not result["failed"], result
+    assert guest.run("/usr/bin/test", "-e", LET_GO).returncode == 0
+    assert changes_told(result) == changed(before, guest.rpm_versions())
 
 
 def test_scripts_of_packages_that_fail(guest: Guest, publish: Any) -> None:

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -14,6 +14,7 @@ import pytest
 from lab import rpms
 from lab.clock import wait_until
 from tests.integration.packages import changed, changes_told, upgraded_names
+from tests.integration.proof import LET_GO, let_go_after
 from tests.integration.runs import module, refusal
 
 if TYPE_CHECKING:
@@ -37,6 +38,11 @@ SCRIPT = "/root/post"
 SCRIPTED = rpms.Rpm(
     "lab-library", "1.2", files=rpms.payload("lab-library", "1.2"), post=f"[ ! -e {SCRIPT} ] || . {SCRIPT}\n"
 )
+# Comes after it, and needs room.
+LARGE = replace(
+    rpms.plain("lab-app", "2.1", "lab-library = 1.2", "lab-plugin"),
+    files={**rpms.payload("lab-app", "2.1"), "usr/share/lab-rpm/lab-app/large": "0" * 2_000_000},
+)
 EXTRA = "/srv/lab/extra"
 
 
@@ -44,7 +50,8 @@ EXTRA = "/srv/lab/extra"
 def suse(lab: Session, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guest]:
     """A running guest that calls itself openSUSE, with a second repository that it does not use yet."""
     repository, scratch = tmp_path_factory.mktemp("extra"), tmp_path_factory.mktemp("scratch")
-    rpms.build(SCRIPTED, repository, scratch)
+    for one in (SCRIPTED, LARGE):
+        rpms.build(one, repository, scratch)
     rpms.index(repository, scratch)
     with lab.guest(package_manager="zypper") as guest:
         put(guest, repository)
@@ -157,14 +164,36 @@ def test_excluded_and_locked_packages_stay_and_are_named(guest: Guest) -> None:
     assert guest.read_file("/etc/zypp/locks") == locks
 
 
-def test_another_zypper_is_at_work(guest: Guest) -> None:
-    offer(guest, "touch /root/begun; sleep 600\n")
+def test_another_zypper_is_waited_for_as_long_as_allowed(guest: Guest) -> None:
+    offer(guest, f"touch /root/begun; until [ -e {LET_GO} ]; do sleep 0.1; done\n")
     guest.output("/usr/bin/systemd-run", "--collect", "/usr/bin/zypper", "-n", "update", "lab-library")
     guest.output("/bin/sh", "-c", "until [ -e /root/begun ]; do sleep 0.1; done")
     result = refusal("guest_upgrade", name=guest.name, lock_retries=1, lock_delay=1)
     assert (result["error_code"], result["transient"]) == ("package_manager_locked", True)
     assert result["evidence"]["holder"] in ("zypper", "rpm")
     assert "by process" in result["msg"]
+    let_go_after(guest, 40)
+    result = module("guest_upgrade", name=guest.name)
+    assert not result["failed"], result
+    assert guest.run("/usr/bin/test", "-e", LET_GO).returncode == 0
+    # What the other one has upgraded is none of this one's.
+    assert upgraded_names(result) == {"lab-app", "lab-config", "lab-kernel", "lab-plugin", "qemu-guest-agent"}
+
+
+def test_a_disk_that_is_full_in_the_middle(guest: Guest) -> None:
+    before = guest.rpm_versions()
+    offer(guest, "fallocate --length $(df --output=avail --block-size=1 /srv | tail -n 1) /srv/ballast\n")
+    result = refusal("guest_upgrade", name=guest.name)
+    assert result["error_code"] == "disk_full"
+    told = {change["name"]: (change["old"], change["new"]) for change in result["evidence"]["changes"]}
+    assert told == changed(before, guest.rpm_versions())
+    assert "lab-library" in told
+    assert "lab-app" not in told
+    guest.output("/bin/rm", "/srv/ballast", SCRIPT)
+    result = module("guest_upgrade", name=guest.name)
+    assert not result["failed"], result
+    assert guest.rpm_versions()["lab-app"] == "2.1-1"
+    assert changes_told(result) == changed(before, guest.rpm_versions())
 
 
 def test_a_script_that_fails_is_told_with_its_package(guest: Guest) -> None:
