@@ -197,15 +197,13 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _results
+from ansible_collections.kvm.fleet.plugins.module_utils import _image, _results
 from ansible_collections.kvm.fleet.plugins.module_utils._lease import working
 from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtHypervisor
 from ansible_collections.kvm.fleet.plugins.module_utils._policy import Wanted
-from ansible_collections.kvm.fleet.plugins.module_utils._policy_ways import Images, Request, Way, apply_policy
+from ansible_collections.kvm.fleet.plugins.module_utils._policy_ways import Request, Way, apply_policy
 from ansible_collections.kvm.fleet.plugins.module_utils._power import PowerOptions
 from ansible_collections.kvm.fleet.plugins.module_utils._runner import DOMAIN_ARGUMENTS, run
-
-IMAGES: Images | None = None
 
 
 def request_from(params: dict[str, Any]) -> Request:
@@ -240,7 +238,7 @@ def main() -> None:
         request.check()
         domain = hypervisor.domain(module.params["name"])
         with working(hypervisor, domain, request.run, check=module.check_mode) as recorder:
-            return _results.policy(apply_policy(hypervisor, domain, request, recorder, IMAGES, check=module.check_mode))
+            return _results.policy(apply_policy(hypervisor, domain, request, recorder, _image, check=module.check_mode))
 
     run(module, work)
 

@@ -35,7 +35,7 @@ def blocking(*rpcs: str) -> dict[str, str]:
 @pytest.fixture
 def images(monkeypatch: pytest.MonkeyPatch) -> FakeImages:
     found = FakeImages()
-    monkeypatch.setattr(guest_agent_policy, "IMAGES", found)
+    monkeypatch.setattr(guest_agent_policy, "_image", found)
     return found
 
 
