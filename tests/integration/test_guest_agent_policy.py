@@ -19,6 +19,7 @@ from tests.integration.proof import make_fresh
 from tests.integration.runs import listing, module, playbook, refusal
 
 if TYPE_CHECKING:
+    from lab.fixtures import MakeGuest
     from lab.guests import Guest
     from tests.integration.conftest import Pair
 
@@ -241,6 +242,51 @@ def test_an_agent_that_does_not_start_with_its_new_settings_gets_its_old_ones(pr
     assert pristine_guest.read_file(CONF) == b"[general]\n"
     assert enabled(pristine_guest)["guest-fstrim"]
     assert [entry["event"] for entry in audited(pristine_guest)][-1] == "failed"
+
+
+# --- in the image --------------------------------------------------------------------------------
+
+
+def test_both_are_blocked_so_the_image_is_edited_while_the_guest_is_off(make_guest: MakeGuest) -> None:
+    guest = make_guest()
+    guest.block_agent_commands(*EXEC, *FILES)
+    process, others = guest.process(), {rpc for rpc, allowed in enabled(guest).items() if allowed}
+    result = policy(guest, "enabled", check=True)
+    assert (result["way"], result["changed"], result["known"], result["files"]) == ("offline", True, False, [])
+    assert guest.process() == process
+
+    result = policy(guest, "enabled")
+    assert (result["way"], result["known"], result["proved"]) == ("offline", True, True)
+    assert guest.process() not in (None, process)
+    assert {rpc for rpc, allowed in enabled(guest).items() if allowed} == {*others, *EXEC}
+    blocked = f"[general]\nblock-rpcs={','.join((*EXEC, *FILES))}\n"
+    assert guest.output("/bin/cat", CONF) == f"[general]\nblock-rpcs={','.join(FILES)}\n"
+    assert guest.output("/bin/cat", f"{CONF}.kvm-fleet-backup") == blocked
+    assert [entry["event"] for entry in audited(guest)] == ["changing", "changed"]
+
+    # One that is off stays off.
+    assert not module("domain_power", name=guest.name, state="stopped")["failed"]
+    predicted = policy(guest, "disabled", check=True)
+    assert predicted["files"][0]["lines"][0]["after"] == f"block-rpcs={','.join((*FILES, *EXEC))}"
+    result = policy(guest, "disabled")
+    assert (result["way"], result["changed"], result["proved"], guest.process()) == ("offline", True, False, None)
+    assert policy(guest, "disabled")["changed"] is False
+    guest.start()
+    assert wait_until(guest.answers, 300)
+    assert not any(enabled(guest)[rpc] for rpc in EXEC)
+
+
+def test_a_file_in_the_image_that_is_not_understood_leaves_the_guest_running_as_it_was(make_guest: MakeGuest) -> None:
+    guest = make_guest()
+    guest.write_file(UNIT, service(f"{AGENT} --block-rpcs={','.join((*EXEC, *FILES))}").encode())
+    guest.output("/usr/bin/systemctl", "daemon-reload")
+    guest.block_agent_commands(*EXEC, *FILES)
+    process = guest.process()
+    result = refused(guest, "enabled")
+    assert (result["error_code"], result["evidence"]["line"]) == ("policy_unsupported", 4)
+    assert guest.process() not in (None, process)
+    assert guest.answers()
+    assert not enabled(guest)["guest-exec"]
 
 
 # --- refusals ------------------------------------------------------------------------------------
