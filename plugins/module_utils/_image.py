@@ -21,7 +21,7 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import Deadline, SystemClock
@@ -247,8 +247,8 @@ class Disks:
 @contextmanager
 def open_image(domain: Domain, *, uri: str, read_only: bool = False) -> Iterator[Image]:
     """The image of a domain that is off, with the file systems of its system mounted. See ``open_disks``."""
-    with open_disks(domain, uri=uri, read_only=read_only) as disks:
-        yield disks.mount()
+    with ExitStack() as stack:
+        yield stack.enter_context(open_disks(domain, uri=uri, read_only=read_only)).mount()
 
 
 class Image:

@@ -111,7 +111,9 @@ def check_file_systems(disks: Disks, timeout: float) -> Done:
         check = _CHECKS.get(kind)
         corrected = check(disks.fish, kind, device, timeout) if check else None
         told.append((f"{device} ({kind}): {_VERDICTS[corrected]}", corrected))
-    return Done(Repair.FSCK, any(corrected for _line, corrected in told), "".join(f"{line}\n" for line, _ in told))
+    return Done(
+        Repair.FSCK, any(corrected for _line, corrected in told), "".join(f"{line}\n" for line, _corrected in told)
+    )
 
 
 _VERDICTS = {None: "not checked, nothing here checks this kind", True: "errors were corrected", False: "clean"}

@@ -98,6 +98,11 @@ class _OpenImage:
     files: FakeFiles
 
 
+def fail_with(error: FleetError | None) -> None:
+    if error:
+        raise error
+
+
 class FakeImages:
     """Opens images of guests that are off. ``fault`` is the error that each of it raises, ``impossible`` each check."""
 
@@ -110,8 +115,7 @@ class FakeImages:
     def check(self, domain: Domain, *, uri: str, shut_off: bool) -> None:
         assert (uri, shut_off) == ("qemu:///session", False)
         assert domain.state() in ACTIVE_STATES
-        if self.impossible:
-            raise self.impossible
+        fail_with(self.impossible)
 
     @contextmanager
     def open_image(self, domain: Domain, *, uri: str, read_only: bool) -> Iterator[_OpenImage]:
@@ -119,8 +123,7 @@ class FakeImages:
         assert isinstance(domain, FakeDomain)
         assert domain.state() not in ACTIVE_STATES
         self.opened.append(read_only)
-        if self.fault:
-            raise self.fault
+        fail_with(self.fault)
         agent = domain.agent
         files = FakeFiles({path: content for path, content in agent.files.items() if content is not None})
         del files.contents["/proc/1/comm"]

@@ -48,8 +48,8 @@ def lines(audit: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in audit.read_text(encoding="ascii").splitlines()]
 
 
-def policy(run: Run, state: str, /, *, check: bool = False, **options: Any) -> dict[str, Any]:
-    return run("guest_agent_policy", name="web1", state=state, check=check, **options)
+def policy(run_module: Run, state: str, /, *, check: bool = False, **options: Any) -> dict[str, Any]:
+    return run_module("guest_agent_policy", name="web1", state=state, check=check, **options)
 
 
 def text(domain: FakeDomain, path: str) -> str:
