@@ -258,7 +258,7 @@ CERTIFICATES = "Updating certificates in /etc/ssl/certs...\nProcessing triggers 
 )
 def test_a_failure_is_told_by_its_own_words(output: str, kind: type[FleetError]) -> None:
     error = explain(Failure("upgrade", 2, output))
-    assert type(error) is kind
+    assert isinstance(error, kind)
     assert kind is not PackageManagerLocked or error.evidence["holder_pid"] == 4711
 
 
