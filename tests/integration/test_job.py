@@ -106,7 +106,10 @@ def test_a_job_outlives_the_agent_and_is_stopped_gently(agent: GuestAgent) -> No
 
 def test_a_guest_that_restarts_lets_the_job_end_first(agent: GuestAgent, pristine_guest: Guest) -> None:
     boot = pristine_guest.boot_id()
-    start(agent, a_job("systemctl --no-block reboot; for i in $(seq 20); do sleep 1; done; echo done"))
+    # Not before the start was answered: its patience would last until the guest is up again.
+    wait_to_go = "until [ -e /root/go ]; do sleep 0.2; done"
+    start(agent, a_job(f"{wait_to_go}; systemctl --no-block reboot; for i in $(seq 20); do sleep 1; done; echo done"))
+    pristine_guest.write_file("/root/go", b"")
     assert wait_until(lambda: not pristine_guest.answers(), PATIENCE_S)
     pristine_guest.wait_until_ready()
     assert pristine_guest.boot_id() != boot

@@ -107,7 +107,7 @@ def test_status_tells_who_drifts_and_why(pair: Pair, status_before: PlaybookRun)
     for guest in pair:
         (row,) = [line for line in lines if line.startswith(f"{guest.name} ")]
         assert row.removeprefix(guest.name).split("  ") != []
-        assert re.search(r"localhost +running +drifted \(binary replaced\) +connected +0$", row), row
+        assert re.search(r"localhost +running +drifted \(binary replaced\) +connected +allowed +unknown +0$", row), row
     assert "Guests: 2  Drifted: 2  Unknown: 0" in lines
 
 
@@ -258,7 +258,7 @@ def test_summary_of_the_upgrade(pair: Pair, upgraded: Ran) -> None:
 def test_status_after_the_upgrade_shows_no_drift(pair: Pair, status_after: PlaybookRun) -> None:
     for guest in pair:
         (row,) = [line for line in status_after.output.splitlines() if line.startswith(f"{guest.name} ")]
-        assert re.search(r"localhost +running +none +connected +1$", row), row
+        assert re.search(r"localhost +running +none +connected +allowed +unknown +1$", row), row
     assert "Guests: 2  Drifted: 0  Unknown: 0" in status_after.output
 
 
