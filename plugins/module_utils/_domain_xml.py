@@ -54,6 +54,8 @@ class Definition:
     pflash_firmware: bool
     emulated: bool
     """Whether the guest's processors are emulated, rather than run by KVM."""
+    restarts_on_poweroff: bool
+    """Whether its QEMU process goes on, with a guest that boots again, when the guest powers off."""
 
 
 def parse_definition(xml: str) -> Definition:
@@ -68,6 +70,7 @@ def parse_definition(xml: str) -> Definition:
         writable_disks=tuple(_writable_disks(root)),
         pflash_firmware=loader is not None and loader.get("type") == "pflash",
         emulated=root.get("type") == "qemu",
+        restarts_on_poweroff=root.findtext("on_poweroff") == "restart",
     )
 
 

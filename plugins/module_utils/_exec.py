@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import Finished, GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
@@ -148,15 +148,17 @@ def _run_to_its_end(agent: GuestAgent, command: Command) -> Finished:
         raise
 
 
-# Succeeds only when the whole process group is gone. It has no '--' before it, since Debian's dash knows none there.
+# Succeeds only when the whole process group is gone, and the process itself, which leads none before its setsid: a
+# directory that cannot be entered may keep it from there. Debian's dash knows no '--' before a group.
 # It needs the runner as the command did: the agent's own domain may not signal that of the runner.
 _END_GROUP = _through_runner(
     """\
-kill -TERM "-$1" 2>/dev/null
-for i in 1 2 3 4 5 6 7 8 9 10; do kill -0 "-$1" 2>/dev/null || break; sleep 0.5; done
-kill -KILL "-$1" 2>/dev/null
+there() { kill -0 "-$1" 2>/dev/null || kill -0 "$1" 2>/dev/null; }
+kill -TERM "-$1" "$1" 2>/dev/null
+for i in 1 2 3 4 5 6 7 8 9 10; do there "$1" || break; sleep 0.5; done
+kill -KILL "-$1" "$1" 2>/dev/null
 sleep 0.2
-! kill -0 "-$1" 2>/dev/null
+! there "$1"
 """
 )
 
@@ -222,10 +224,14 @@ def raw_output_of(agent: GuestAgent, command: Command) -> bytes:
     return finished.stdout
 
 
-def path_exists(agent: GuestAgent, pattern: str) -> bool:
-    """Whether something in the guest matches a path, in which the shell's wildcards may be used."""
-    script = shell_script('IFS=; for path in $1; do [ -e "$path" ] && exit 0; done; exit 1', pattern, timeout=60)
-    return run_command(agent, script).exit_code == 0
+def path_exists(agent: GuestAgent, pattern: str, chdir: str = "") -> bool:
+    """Whether something in the guest matches a path, in which the shell's wildcards may be used.
+
+    A relative path begins at ``chdir``. Raises CommandFailed where that cannot be entered.
+    """
+    text = 'IFS=; for path in $1; do [ ! -e "$path" ] || { echo yes; exit; }; done; echo no'
+    look = replace(shell_script(text, pattern, timeout=60), chdir=chdir)
+    return output_of(agent, look).strip() == "yes"
 
 
 def boot_id(agent: GuestAgent, timeout: float = 30) -> str:

@@ -177,6 +177,13 @@ def _require_safe_shutdown(observed: Observation) -> None:
             f"domain {observed.name!r} runs and also has a managed save image: its next start would bring back old RAM",
             remedy="Remove the image with 'virsh managedsave-remove' if nobody needs it.",
         )
+    if observed.definition.restarts_on_poweroff:
+        raise DomainUnsafe(
+            f"domain {observed.name!r} is defined to restart when its guest powers off: it would never be off, and keep "
+            "its QEMU process",
+            remedy=f"'virsh set-lifecycle-action {shlex.quote(observed.name)} poweroff destroy --live --config' changes "
+            "that.",
+        )
 
 
 def check(hypervisor: Hypervisor, domain: Domain, steps: tuple[Step, ...], options: PowerOptions) -> None:
@@ -188,7 +195,10 @@ def check(hypervisor: Hypervisor, domain: Domain, steps: tuple[Step, ...], optio
         Step.WAIT_FOR_AGENT in steps or options.method is ShutdownMethod.AGENT
     )
     if agent_is_needed:
-        GuestAgent(domain, hypervisor.clock).ping()
+        agent = GuestAgent(domain, hypervisor.clock)
+        agent.ping()
+        if options.method is ShutdownMethod.AGENT:
+            agent.require("guest-shutdown")
 
 
 def apply(

@@ -47,7 +47,8 @@ options:
     type: str
   chdir:
     description:
-      - The directory in the guest to run in. If it cannot be entered, nothing runs and RV(rc) is V(125).
+      - The directory in the guest to run in, from which O(creates) and O(removes) are looked at, too. If it cannot be
+        entered, nothing runs and RV(rc) is V(125), or the task fails at the look.
     type: str
   environment:
     description:
@@ -183,11 +184,11 @@ def command_from(params: dict[str, Any]) -> Command:
     )
 
 
-def skip_reason(agent: GuestAgent, params: dict[str, Any]) -> str | None:
+def skip_reason(agent: GuestAgent, command: Command, params: dict[str, Any]) -> str | None:
     """Why the command need not be run, by 'creates' and 'removes'."""
-    if params["creates"] and path_exists(agent, params["creates"]):
+    if params["creates"] and path_exists(agent, params["creates"], command.chdir):
         return f"{params['creates']} exists"
-    if params["removes"] and not path_exists(agent, params["removes"]):
+    if params["removes"] and not path_exists(agent, params["removes"], command.chdir):
         return f"{params['removes']} does not exist"
     return None
 
@@ -233,7 +234,7 @@ def main() -> None:
         require_running(domain.name, domain.state())
         agent = GuestAgent(domain, hypervisor.clock)
         agent.require("guest-exec", "guest-exec-status")
-        skip = skip_reason(agent, module.params)
+        skip = skip_reason(agent, command, module.params)
         if skip:
             return {"changed": False, "rc": 0, "signal": None, "msg": f"not run, since {skip}"}
         if module.check_mode:

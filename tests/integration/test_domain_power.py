@@ -152,6 +152,22 @@ def test_a_stale_managed_save_image_is_noticed(pristine_guest: Guest) -> None:
         pristine_guest.domain.managedSaveRemove()
 
 
+def test_a_guest_that_would_only_reboot_is_not_shut_down(pristine_guest: Guest) -> None:
+    def at_poweroff(action: int) -> None:
+        both = libvirt.VIR_DOMAIN_AFFECT_LIVE | libvirt.VIR_DOMAIN_AFFECT_CONFIG
+        pristine_guest.domain.setLifecycleAction(libvirt.VIR_DOMAIN_LIFECYCLE_POWEROFF, action, both)
+
+    before = pristine_guest.process()
+    at_poweroff(libvirt.VIR_DOMAIN_LIFECYCLE_ACTION_RESTART)
+    try:
+        result = refusal("domain_power", name=pristine_guest.name, state="restarted")
+        assert result["error_code"] == "domain_unsafe"
+        assert "virsh set-lifecycle-action" in result["remedy"]
+        assert pristine_guest.process() == before
+    finally:
+        at_poweroff(libvirt.VIR_DOMAIN_LIFECYCLE_ACTION_DESTROY)
+
+
 def test_a_paused_guest_is_not_shut_down(pristine_guest: Guest) -> None:
     pristine_guest.domain.suspend()
     result = refusal("domain_power", name=pristine_guest.name, state="restarted")

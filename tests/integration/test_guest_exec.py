@@ -159,7 +159,9 @@ def test_creates_and_removes(pristine_guest: Guest) -> None:
     assert (changed(touch), there()) == (False, True)
     assert (changed(touch, check=True), there()) == (False, True)
     assert (changed(remove, check=True), there()) == (True, True)
-    assert (changed(remove), there()) == (True, False)
+    relative = {**remove, "chdir": "/root", "removes": "made here"}
+    assert (changed({**relative, "chdir": "/"}), there()) == (False, True)
+    assert (changed(relative), there()) == (True, False)
 
 
 # --- why a command cannot be run -----------------------------------------------------------------

@@ -20,7 +20,9 @@ from tests.unit.fake_clock import FakeClock
 COMMANDS = ("guest-ping", "guest-info", "guest-exec", "guest-exec-status")
 FILE_COMMANDS = ("guest-file-open", "guest-file-read", "guest-file-write", "guest-file-flush", "guest-file-close")
 LOOK_COMMANDS = ("guest-get-osinfo", "guest-get-fsinfo")
-ALL_COMMANDS = (*COMMANDS, *FILE_COMMANDS, *LOOK_COMMANDS)
+SHUTDOWN = "guest-shutdown"
+"""Asked for by libvirt, whose own function it is, and so only listed here."""
+ALL_COMMANDS = (*COMMANDS, *FILE_COMMANDS, *LOOK_COMMANDS, SHUTDOWN)
 DIRECTORIES = frozenset({"/", "/etc", "/etc/qemu", "/run"})
 
 

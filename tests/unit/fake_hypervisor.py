@@ -80,6 +80,7 @@ class FakeDomain:
         self.migrating = False
         self.persistent = True
         self.managed_save = False
+        self.on_poweroff = "destroy"
         self.goes_off_before_request = False
         self.agent_channel = True
         self.channel_at_start: bool | None = None
@@ -139,7 +140,8 @@ class FakeDomain:
         bus = "<controller type='virtio-serial' index='0'/>" if channel or self.serial_bus else ""
         agent = f"<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'{state}/></channel>"
         return (
-            f"<domain type='qemu'><name>{escape(self.name)}</name><os><type>hvm</type>{self.loader}</os><devices>"
+            f"<domain type='qemu'><name>{escape(self.name)}</name><os><type>hvm</type>{self.loader}</os>"
+            f"<on_poweroff>{self.on_poweroff}</on_poweroff><devices>"
             f"<emulator>{self._hypervisor.emulator}</emulator>{disks}{bus}{agent if channel else ''}"
             f"</devices></domain>"
         )

@@ -301,6 +301,18 @@ def test_a_command_that_ignores_sigterm_is_ended_all_the_same(
     assert not alive(int(pid.read_text(encoding="utf-8")))
 
 
+def test_a_command_that_has_not_begun_at_the_deadline_is_ended_too(
+    guest: GuestAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = tmp_path / "pid"
+    # Stands in for a directory on a file system that hangs.
+    monkeypatch.setattr(_exec, "LAUNCHER", _exec.LAUNCHER.replace("cap=$1", f"echo $$ >{pid}; sleep 3; cap=$1"))
+    with pytest.raises(CommandTimeout) as raised:
+        shell(guest, "true", timeout=0.3)
+    assert raised.value.evidence["ended"] is True
+    assert not alive(int(pid.read_text(encoding="utf-8")))
+
+
 # --- deadlines, with a scripted guest ------------------------------------------------------------
 
 
@@ -364,6 +376,13 @@ def test_a_path_is_found_with_wildcards_and_spaces(
     (directory / "a b.txt").touch()
     assert path_exists(guest, pattern.format(directory)) is expected
     assert not (directory / "pwned").exists()
+
+
+def test_a_relative_path_begins_where_the_command_would_run(guest: GuestAgent, tmp_path: Path) -> None:
+    (tmp_path / "made").touch()
+    assert [path_exists(guest, "mad?", str(directory)) for directory in (tmp_path, "/")] == [True, False]
+    with pytest.raises(CommandFailed, match="returned 125"):
+        path_exists(guest, "made", str(tmp_path / "missing"))
 
 
 def test_a_dangling_link_does_not_exist(guest: GuestAgent, tmp_path: Path) -> None:

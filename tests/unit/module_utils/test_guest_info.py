@@ -83,7 +83,7 @@ def test_each_command_that_the_collection_needs_is_told_of(hypervisor: FakeHyper
     assert set(found.rpcs) == {rpc.name for rpc in RPCS}
     assert found.rpcs["guest-exec"] is True
     assert found.rpcs["guest-get-fsinfo"] is False
-    assert found.rpcs["guest-shutdown"] is False, "this agent does not know it"
+    assert found.rpcs["guest-set-time"] is False, "this agent does not know it"
     assert found.file_systems is None
     assert codes(found) == [], "a guest can be upgraded without"
 

@@ -12,6 +12,7 @@ import pytest
 
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState, ShutdownMethod, require_running
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    AgentCommandBlocked,
     AgentSilent,
     DomainBusy,
     DomainNotRunning,
@@ -117,6 +118,10 @@ def test_a_domain_that_would_not_survive_a_shutdown_is_refused(
     domain.persistent, domain.managed_save = True, True
     with pytest.raises(DomainUnsafe, match=r"'web1' runs and also has a managed save image"):
         plan(observe(hypervisor, domain), wanted, PowerOptions())
+    domain.managed_save, domain.on_poweroff = False, "restart"
+    with pytest.raises(DomainUnsafe, match=r"'web1' is defined to restart when its guest powers off") as raised:
+        plan(observe(hypervisor, domain), wanted, PowerOptions())
+    assert "'virsh set-lifecycle-action web1 poweroff destroy --live --config'" in raised.value.remedy
 
 
 def test_a_transient_domain_that_runs_already_counts_as_started(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
@@ -142,6 +147,14 @@ def test_a_silent_agent_that_is_needed_is_refused_before_anything_is_done(
     domain.agent.silent = True
     with pytest.raises(AgentSilent):
         check(hypervisor, domain, steps, options)
+    assert domain.changes == []
+
+
+def test_an_agent_that_may_not_shut_down_is_not_counted_on(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    domain.agent.blocked.add("guest-shutdown")
+    check(hypervisor, domain, CYCLE, PowerOptions())
+    with pytest.raises(AgentCommandBlocked, match="guest-shutdown"):
+        check(hypervisor, domain, CYCLE, PowerOptions(method=ShutdownMethod.AGENT))
     assert domain.changes == []
 
 

@@ -351,7 +351,7 @@ def test_a_command_that_fails_fails_the_task_with_its_output(
 def test_creates_and_removes_decide_whether_it_runs(
     run: Run, domain: FakeDomain, option: str, exists: bool, message: str
 ) -> None:
-    domain.agent.program = lambda call: Ending(0 if exists or call.command[0] == "touch" else 1)
+    domain.agent.program = lambda _call: Ending(stdout=b"yes\n" if exists else b"no\n")
     predicted = run("guest_exec", name="web1", argv=["touch", "/x"], check=True, **{option: "/x*"})
     assert not [call for call in domain.agent.calls if call.command == ["touch", "/x"]]
     done = run("guest_exec", name="web1", argv=["touch", "/x"], **{option: "/x*"})
