@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
+from urllib.parse import urlsplit
 from xml.sax.saxutils import escape
 
 from ansible_collections.kvm.fleet.plugins.module_utils._drift import FileId, RunningFile
@@ -49,7 +50,7 @@ class Mapping:
 
 def runtime_directory(uri: str) -> Path:
     """Where libvirt's QEMU driver keeps its pid files."""
-    if uri.endswith("/session"):
+    if urlsplit(uri).path == "/session":
         return Path(os.environ.get("XDG_RUNTIME_DIR", f"/run/user/{os.getuid()}"), "libvirt/qemu/run")
     return Path("/run/libvirt/qemu")
 

@@ -98,6 +98,7 @@ def test_the_sessions_pid_files_are_the_users_own(monkeypatch: pytest.MonkeyPatc
     assert runtime_directory("qemu:///system") == Path("/run/libvirt/qemu")
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/somewhere")
     assert runtime_directory("qemu:///session") == Path("/somewhere/libvirt/qemu/run")
+    assert runtime_directory("qemu:///session?socket=/x") == Path("/somewhere/libvirt/qemu/run")
     monkeypatch.delenv("XDG_RUNTIME_DIR")
     assert runtime_directory("qemu:///session") == Path(f"/run/user/{os.getuid()}/libvirt/qemu/run")
 
