@@ -179,10 +179,10 @@ def _require_safe_shutdown(observed: Observation) -> None:
         )
     if observed.definition.restarts_on_poweroff:
         raise DomainUnsafe(
-            f"domain {observed.name!r} is defined to restart when its guest powers off: it would never be off, and keep "
-            "its QEMU process",
-            remedy=f"'virsh set-lifecycle-action {shlex.quote(observed.name)} poweroff destroy --live --config' changes "
-            "that.",
+            f"domain {observed.name!r} is defined to restart when its guest powers off: it would never be off, and "
+            "keep its QEMU process",
+            remedy="Have it go off: "
+            f"virsh set-lifecycle-action {shlex.quote(observed.name)} poweroff destroy --live --config",
         )
 
 
