@@ -126,14 +126,20 @@ class Guest:
         """Have its agent refuse these commands from now on, as a hardened guest's does."""
         setting = f"[general]\nblock-rpcs={','.join(commands)}\n"
         self.write_file("/etc/qemu/qemu-ga.conf", setting.encode())
-        # A restart that comes early takes the answer along. Whether it came shows below.
+        self.do_to_agent("restart")
+        if not wait_until(lambda: self._refuses(commands), READY_WITHIN_S):
+            raise self._not_ready(f"its agent does not refuse {commands}", READY_WITHIN_S)
+
+    def do_to_agent(self, *verb: str) -> None:
+        """Have systemd do something to the agent's service, such as ``restart``, a moment from now.
+
+        Whether and when it was done has to be seen: the agent may not live to tell that it was asked.
+        """
         with suppress(AgentFailed):
             self.output(
                 *("/usr/bin/systemd-run", "--collect", "--on-active=100ms", "--timer-property=AccuracySec=10ms"),
-                *("/usr/bin/systemctl", "restart", "qemu-guest-agent.service"),
+                *("/usr/bin/systemctl", *verb, "qemu-guest-agent.service"),
             )
-        if not wait_until(lambda: self._refuses(commands), READY_WITHIN_S):
-            raise self._not_ready(f"its agent does not refuse {commands}", READY_WITHIN_S)
 
     def _refuses(self, commands: Sequence[str]) -> bool:
         try:

@@ -98,10 +98,7 @@ def wait_until_booted(guest: Guest) -> None:
 
 def stop_agent(guest: Guest) -> None:
     """Have the agent in a guest fall silent; nothing but `make_fresh` wakes it."""
-    guest.output(
-        *("/usr/bin/systemd-run", "--collect", "--on-active=100ms", "--timer-property=AccuracySec=10ms"),
-        *("/usr/bin/systemctl", "stop", "qemu-guest-agent.service"),
-    )
+    guest.do_to_agent("stop")
     assert wait_until(lambda: not guest.answers(), SILENT_WITHIN_S)
 
 

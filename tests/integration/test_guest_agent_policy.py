@@ -53,10 +53,7 @@ def set_up(guest: Guest, files: dict[str, str]) -> None:
         guest.write_file(path, content.encode())
     before = agent_pid(guest)
     guest.output("/usr/bin/systemctl", "daemon-reload")
-    guest.output(
-        *("/usr/bin/systemd-run", "--collect", "--on-active=100ms", "--timer-property=AccuracySec=10ms"),
-        *("/usr/bin/systemctl", "restart", "qemu-guest-agent.service"),
-    )
+    guest.do_to_agent("restart")
     assert wait_until(lambda: agent_pid(guest) not in ("", before), 120)
 
 

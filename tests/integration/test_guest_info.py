@@ -161,10 +161,7 @@ def test_everything_but_looking_is_blocked(pristine_guest: Guest) -> None:
 
 def test_an_agent_that_may_not_even_tell_what_it_allows(pristine_guest: Guest) -> None:
     pristine_guest.write_file("/etc/qemu/qemu-ga.conf", b"[general]\nblock-rpcs=guest-info\n")
-    pristine_guest.output(
-        *("/usr/bin/systemd-run", "--collect", "--on-active=100ms", "--timer-property=AccuracySec=10ms"),
-        *("/usr/bin/systemctl", "restart", "qemu-guest-agent.service"),
-    )
+    pristine_guest.do_to_agent("restart")
 
     def blocked() -> bool:
         return problems(look(pristine_guest.name)[0]) == ["agent_command_blocked"]
@@ -214,10 +211,7 @@ def test_a_paused_guest(pristine_guest: Guest) -> None:
 def test_an_agent_that_hangs_holds_up_nobody(make_guest: MakeGuest, shared_guest: Guest) -> None:
     shared_guest.reset()
     hung = make_guest()
-    hung.output(
-        *("/usr/bin/systemd-run", "--collect", "--on-active=100ms", "--timer-property=AccuracySec=10ms"),
-        *("/usr/bin/systemctl", "kill", "--signal=STOP", "qemu-guest-agent.service"),
-    )
+    hung.do_to_agent("kill", "--signal=STOP")
     assert wait_until(lambda: not hung.answers(), 60)
     first, second = look(hung.name, shared_guest.name, timeout=10)
     assert (first["state"], first["agent"]["state"]) == ("running", "silent")
