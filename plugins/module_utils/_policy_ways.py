@@ -159,6 +159,7 @@ class Report:
     known: bool = True
     proved: bool = False
     audit: dict[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 def apply_policy(
@@ -172,7 +173,7 @@ def apply_policy(
 ) -> Report:
     """Have the guest's agent allow or block what is wanted.
 
-    Raises NoWayOpen, PolicyUnsupported, ProofFailed, and what the way that is taken raises.
+    Raises NoWayOpen, PolicyUnsupported, ProofFailed, UpgradeRunning, and what the way that is taken raises.
     """
     request.check()
     observed = observe(hypervisor, domain)
@@ -349,6 +350,8 @@ class _Work:
         else:
             self._report.known = not self._check
         self._report.restarted = True
+        if found.way is not Way.EXEC:  # which restarts the agent alone
+            self._report.warnings = _restart.see_no_upgrade(self._hypervisor, self._domain, self._recorder)
         if self._check:
             return self._report
         with self._audited():

@@ -20,6 +20,8 @@ description:
     hypervisor.
   - Afterwards the agent has to say what was wanted. Where it does not, the task fails, and files that were changed by
     O(way=exec) or O(way=files) get their old content back.
+  - A guest in which an upgrade that is on record is at work is not shut down (C(upgrade_running)). Where the agent does
+    not say whether it is, the task goes on with a warning.
 extends_documentation_fragment:
   - kvm.fleet.hypervisor
   - kvm.fleet.hypervisor.domain
