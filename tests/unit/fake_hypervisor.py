@@ -65,6 +65,7 @@ class FakeDomain:
 
     ``agent_channel`` is that of the domain as it runs, or as it is while it is off. The next start goes by
     ``channel_at_start``, where that is another. Without a channel, a ``serial_bus`` takes one while the domain runs.
+    A ``managed_save`` image has the channel or not, by ``saved_channel``.
     ``changes`` lists what was done to it, in order. ``faults`` has, by the method's name, the error that each call of
     it raises, ``passing_faults`` one that only the next call raises.
     """
@@ -80,6 +81,7 @@ class FakeDomain:
         self.migrating = False
         self.persistent = True
         self.managed_save = False
+        self.saved_channel = True
         self.on_poweroff = "destroy"
         self.goes_off_before_request = False
         self.agent_channel = True
@@ -112,6 +114,9 @@ class FakeDomain:
 
     def has_managed_save(self) -> bool:
         return self.managed_save
+
+    def saved_xml(self) -> str | None:
+        return self._xml(channel=self.saved_channel) if self.managed_save else None
 
     def memory_bytes(self) -> int:
         return self.memory
