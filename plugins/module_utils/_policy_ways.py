@@ -87,20 +87,26 @@ class Image(Protocol):
 class Images(Protocol):
     """What opens the images of domains that are off."""
 
-    def check(self, domain: Domain, *, uri: str, shut_off: bool) -> object:
+    def check(self, domain: Domain, *, uri: str, shut_off: bool, block_devices: bool) -> object:
         """Raise what would keep the image from being opened. Unless ``shut_off``, the domain may still run."""
 
-    def open_image(self, domain: Domain, *, uri: str, read_only: bool) -> AbstractContextManager[Image]: ...
+    def open_image(
+        self, domain: Domain, *, uri: str, read_only: bool, block_devices: bool
+    ) -> AbstractContextManager[Image]: ...
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted, and what may be done for it. Without ``way`` the first one that is open is taken."""
+    """What is wanted, and what may be done for it. Without ``way`` the first one that is open is taken.
+
+    ``block_devices`` says that nothing starts the domain while its image is worked on.
+    """
 
     wanted: Wanted
     way: Way | None
     power_cycle: bool
     power: PowerOptions
+    block_devices: bool = False
     run: str | None = None
     owner: str | None = None
 
@@ -316,14 +322,24 @@ class _Work:
 
     def _no_image(self) -> _Closed | None:
         try:
-            self._images.check(self._domain, uri=self._hypervisor.uri, shut_off=False)
+            self._images.check(
+                self._domain,
+                uri=self._hypervisor.uri,
+                shut_off=False,
+                block_devices=self._request.block_devices,
+            )
         except (DomainUnsafe, ImageFailed, ImageToolsMissing) as error:
             return _Closed(error.message)
         return None
 
     @contextmanager
     def _image(self, *, read_only: bool) -> Iterator[Image]:
-        with self._images.open_image(self._domain, uri=self._hypervisor.uri, read_only=read_only) as image:
+        with self._images.open_image(
+            self._domain,
+            uri=self._hypervisor.uri,
+            read_only=read_only,
+            block_devices=self._request.block_devices,
+        ) as image:
             yield image
 
     def _no_power_cycle(self) -> _Closed | None:

@@ -33,12 +33,16 @@ class Repair(str, Enum):
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be done, in this order: file systems first, since nothing is safe on those that are damaged."""
+    """What is to be done, in this order: file systems first, since nothing is safe on those that are damaged.
+
+    ``block_devices`` says that nothing starts the domain meanwhile.
+    """
 
     fsck: bool
     packages: bool
     script: str | None
     timeout: float
+    block_devices: bool = False
 
     @property
     def repairs(self) -> tuple[Repair, ...]:
@@ -76,7 +80,7 @@ def repair(domain: Domain, wanted: Wanted, *, uri: str, check: bool) -> tuple[Do
     """
     wanted.check()
     done: list[Done] = []
-    with open_disks(domain, uri=uri, read_only=check) as disks:
+    with open_disks(domain, uri=uri, read_only=check, block_devices=wanted.block_devices) as disks:
         image: Image | None = None
         for which in wanted.repairs:
             try:

@@ -107,8 +107,8 @@ def _require_no_upgrade(hypervisor: Hypervisor, domain: Domain, recorder: Record
 def see_no_upgrade(hypervisor: Hypervisor, domain: Domain, recorder: Recorder) -> list[str]:
     """Likewise for a guest that may be shut down though its agent is gone. Raises UpgradeRunning only.
 
-    A guest that is to be rescued may well be silent. Whether an upgrade runs in there, nobody can know then, and that is
-    returned as a warning.
+    A guest that is to be rescued may well be silent. Whether an upgrade runs in there, nobody can know then, and that
+    is returned as a warning.
     """
     unknown = ""
     for _tick in ticks(Deadline(hypervisor.clock, ASK_AGAIN_SECONDS), hypervisor.clock):
@@ -122,10 +122,11 @@ def see_no_upgrade(hypervisor: Hypervisor, domain: Domain, recorder: Recorder) -
                 break
         else:
             return []
-    return [
+    warning = (
         f"an upgrade of {domain.name!r} is on record that has not come to its end, and whether it still runs could not "
         f"be seen ({unknown}): the shutdown cuts it off if it does"
-    ]
+    )
+    return [warning]
 
 
 def cycle(

@@ -14,8 +14,8 @@ author:
 description:
   - Opens the disks of a domain that is off with libguestfs, and repairs what keeps its system from coming up. Nothing
     in the guest has to work for that, and no program of the hypervisor reads its file systems.
-  - A domain that is not off is refused. One that is started meanwhile does not start, since QEMU locks an image that
-    is written to.
+  - A domain that is not off is refused. One that is started meanwhile does not start, since QEMU locks a file that is
+    written to. Of disks that are no files, see O(block_devices).
   - The repairs are done in this order, V(fsck), V(packages), O(script). The first one that fails ends the task, with
     what was done before it in the evidence as C(repairs).
   - Programs are the guest's own, run by the kernel of libguestfs's appliance, as root, without an init system and
@@ -56,6 +56,16 @@ options:
       - Seconds that one repair may take. Then it is ended, and the image is as after a power failure.
     type: int
     default: 1800
+  block_devices:
+    description:
+      - Whether disks that are block devices, such as logical volumes, may be worked on.
+      - QEMU's lock on an image protects files only, since libvirt gives each QEMU device nodes of its own. Nothing
+        keeps such a guest from being started meanwhile, by hand, by a cluster manager or with the hypervisor, and both
+        would write. V(true) says that you see to that.
+      - Where the domain runs all the same, what works on its disks is ended within a second or so, and the task fails.
+        The disks are then as after a power failure.
+    type: bool
+    default: false
   before_shutdown:
     description:
       - In check mode, only see to it that the image of a domain that may still run could be opened once it is off, as
@@ -127,6 +137,7 @@ def main() -> None:
             "repairs": {"type": "list", "elements": "str", "choices": ["fsck", "packages"], "default": []},
             "script": {"type": "str"},
             "timeout": {"type": "int", "default": 1800},
+            "block_devices": {"type": "bool", "default": False},
             "before_shutdown": {"type": "bool", "default": False},
             "run": {"type": "str"},
             **DOMAIN_ARGUMENTS,
@@ -139,6 +150,7 @@ def main() -> None:
         packages=Repair.PACKAGES.value in given["repairs"],
         script=given["script"],
         timeout=given["timeout"],
+        block_devices=given["block_devices"],
     )
 
     def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
@@ -146,7 +158,7 @@ def main() -> None:
         domain = hypervisor.domain(given["name"])
         with working(hypervisor, domain, given["run"], check=module.check_mode):
             if module.check_mode and given["before_shutdown"]:
-                drives = _image.check(domain, uri=hypervisor.uri, shut_off=False)
+                drives = _image.check(domain, uri=hypervisor.uri, shut_off=False, block_devices=wanted.block_devices)
                 return {"changed": False, "repairs": [], "virt_rescue": _image.virt_rescue(domain, drives)}
             done = _repair.repair(domain, wanted, uri=hypervisor.uri, check=module.check_mode)
         return {"changed": any(one.changed for one in done), "repairs": [one.facts() for one in done]}

@@ -88,6 +88,7 @@ class FakeDomain:
         self.channel_at_start: bool | None = None
         self.serial_bus = False
         self.disk_formats: tuple[str, ...] = ("qcow2",)
+        self.on_block_devices = False
         self.loader = ""
         self.memory = 512 * 1024 * 1024
         self.pid: int | None = None
@@ -136,9 +137,10 @@ class FakeDomain:
         return self.agent_channel if self.channel_at_start is None else self.channel_at_start
 
     def _xml(self, *, channel: bool, state: str = "") -> str:
+        kind, source = ("block", "dev") if self.on_block_devices else ("file", "file")
         disks = "".join(
-            f"<disk type='file' device='disk'><driver name='qemu' type='{disk_format}'/>"
-            f"<source file={quoteattr(str(self._hypervisor.images / f'{self.name}.{disk_format}'))}/>"
+            f"<disk type='{kind}' device='disk'><driver name='qemu' type='{disk_format}'/>"
+            f"<source {source}={quoteattr(str(self._hypervisor.images / f'{self.name}.{disk_format}'))}/>"
             f"<target dev='vd{letter}' bus='virtio'/></disk>"
             for disk_format, letter in zip(self.disk_formats, "abc", strict=False)
         )

@@ -208,6 +208,18 @@ def test_both_are_blocked_so_the_image_is_edited_while_the_guest_is_off(
     assert changed == result["audit"]
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_what_may_be_done_on_block_devices_is_passed_on(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages, allowed: bool
+) -> None:
+    filtered_guest(hypervisor, blocking(*FILE_COMMANDS, *EXEC))
+    policy(run, "enabled", check=True, block_devices=allowed)
+    assert images.block_devices is allowed
+    images.block_devices = not allowed
+    policy(run, "enabled", block_devices=allowed)
+    assert images.block_devices is allowed
+
+
 @pytest.mark.parametrize("writing", [True, False])
 def test_a_failure_in_the_image_starts_the_guest_again(
     run: Run, hypervisor: FakeHypervisor, images: FakeImages, writing: bool
