@@ -29,7 +29,7 @@ extends_documentation_fragment:
 requirements:
   - guestfish on the hypervisor (libguestfs-tools in Debian, Ubuntu and RHEL 8, libguestfs in later RHEL, Fedora and
     SUSE)
-  - for O(shell), virt-rescue (libguestfs-tools in Debian and Ubuntu, libguestfs-rescue in RHEL, Fedora and SUSE)
+  - for O(virt_rescue), virt-rescue (libguestfs-tools in Debian and Ubuntu, libguestfs-rescue in RHEL, Fedora and SUSE)
 attributes:
   check_mode:
     support: full
@@ -76,10 +76,10 @@ options:
         shows without opening it. Nothing is repaired, in check mode or not.
     type: bool
     default: false
-  shell:
+  virt_rescue:
     description:
-      - A person is going to repair the guest in a shell. So O(before_shutdown), with which alone it goes, looks for
-        virt-rescue, and wants no O(repairs).
+      - A person is going to repair the guest in virt-rescue's shell. So O(before_shutdown), with which alone it goes,
+        looks for that program, and there are no O(repairs).
     type: bool
     default: false
   run:
@@ -125,7 +125,7 @@ repairs:
 virt_rescue:
   description: >-
     The command that opens a shell on the image once the domain is off, for a person at a terminal of the hypervisor.
-  returned: with O(before_shutdown). V(null) unless O(shell) is set
+  returned: with O(before_shutdown). V(null) unless O(virt_rescue) is set
   type: str
   sample: env LIBGUESTFS_BACKEND=direct virt-rescue --format=qcow2 -a /var/lib/libvirt/images/web1.qcow2 -i
 """
@@ -149,7 +149,7 @@ def main() -> None:
             "timeout": {"type": "int", "default": 1800},
             "block_devices": {"type": "bool", "default": False},
             "before_shutdown": {"type": "bool", "default": False},
-            "shell": {"type": "bool", "default": False},
+            "virt_rescue": {"type": "bool", "default": False},
             "run": {"type": "str"},
             **DOMAIN_ARGUMENTS,
         },
@@ -162,7 +162,7 @@ def main() -> None:
         agent=Repair.AGENT.value in given["repairs"],
         script=given["script"],
         timeout=given["timeout"],
-        shell=given["shell"],
+        shell=given["virt_rescue"],
         block_devices=given["block_devices"],
         run=given["run"],
     )

@@ -86,7 +86,7 @@ def test_for_a_shell_another_program_is_looked_for(
     fake_guestfish.ready()
     programs = fake_guestfish.directory / "bin"
     monkeypatch.setenv("PATH", str(programs))
-    asked = {"name": domain.name, "before_shutdown": True, "shell": True}
+    asked = {"name": domain.name, "before_shutdown": True, "virt_rescue": True}
     missing = run("guest_repair", **asked)
     assert (missing["error_code"], missing["evidence"]) == ("image_tools_missing", {"program": "virt-rescue"})
     assert "libguestfs-rescue" in missing["remedy"]
@@ -151,8 +151,8 @@ def test_the_agent_is_allowed_what_is_needed_and_everything_else_stays(
         {},
         {"script": ""},
         {"repairs": ["fsck"], "timeout": 0},
-        {"shell": True},
-        {"shell": True, "before_shutdown": True, "repairs": ["fsck"]},
+        {"virt_rescue": True},
+        {"virt_rescue": True, "before_shutdown": True, "repairs": ["fsck"]},
         {"before_shutdown": True},
     ],
 )
