@@ -34,7 +34,9 @@ options:
     type: bool
     default: false
   failure:
-    description: The name of the task that failed, as C(task), and its C(result).
+    description:
+      - The name of the task that failed, as C(task), and its C(result). Under C(start), what came of the guest's start
+        after it, if it had been shut down.
     type: dict
 """
 

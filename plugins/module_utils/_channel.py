@@ -61,12 +61,12 @@ class Persistent(str, Enum):
 
 @dataclass(frozen=True)
 class Found:
-    """A domain's definitions, as far as they exist: of what runs, and of its next start."""
+    """A domain's definitions, as far as they exist: of what runs, of its next start, and of what that one resumes."""
 
     name: str
     running: Definition | None
     defined: Definition | None
-    managed_save: bool
+    saved: Definition | None
 
 
 @dataclass(frozen=True)
@@ -89,11 +89,12 @@ class Plan:
 def observe(domain: Domain) -> Found:
     """Look at what a domain has. Changes nothing."""
     active, persistent = domain.state() in ACTIVE_STATES, domain.is_persistent()
+    saved = None if active else domain.saved_xml()
     return Found(
         name=domain.name,
         running=parse_definition(domain.xml()) if active else None,
         defined=parse_definition(domain.persistent_xml()) if persistent else None,
-        managed_save=domain.has_managed_save(),
+        saved=None if saved is None else parse_definition(saved),
     )
 
 
@@ -108,7 +109,7 @@ def plan(found: Found) -> Plan:
     else:
         persistent = Persistent.PRESENT if _has_channel(found.defined) else Persistent.ADDED
     if found.running is None:
-        stale = found.managed_save and persistent is Persistent.ADDED
+        stale = found.saved is not None and not _has_channel(found.saved)
         return Plan(Live.NOT_RUNNING, persistent, SAVED if stale else "")
     if _has_channel(found.running):
         return Plan(Live.PRESENT, persistent)

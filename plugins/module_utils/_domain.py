@@ -87,6 +87,9 @@ class Domain(AgentChannel, Protocol):
 
     def has_managed_save(self) -> bool: ...
 
+    def saved_xml(self) -> str | None:
+        """The definition in the managed save image, by which the next start resumes. None where there is no image."""
+
     def memory_bytes(self) -> int:
         """The most RAM the guest may use, in bytes."""
 

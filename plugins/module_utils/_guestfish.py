@@ -5,8 +5,9 @@
 """The one place that speaks to guestfish, libguestfs's shell.
 
 It runs beside us and reads its commands from a pipe. When this process dies, however it does, the pipe ends: guestfish
-then finishes the command that it is at, writes the image out, and is gone. A daemon of its own (guestfish --listen)
-would outlive us and hold the image for ever. It leaves at the first command that fails.
+then finishes the command that it is at, writes the image out, and is gone. Until then it has the guest's lock, which it
+inherits. A daemon of its own (guestfish --listen) would outlive us and hold the image for ever. It leaves at the first
+command that fails.
 """
 
 from __future__ import annotations
@@ -17,13 +18,16 @@ import secrets
 import selectors
 import signal
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import Deadline, SystemClock, ticks
-from ansible_collections.kvm.fleet.plugins.module_utils._errors import ImageFailed, ImageToolsMissing
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError, ImageFailed, ImageToolsMissing
+
+GUESTFISH = "guestfish"
+VIRT_RESCUE = "virt-rescue"
 
 CALL_SECONDS = 60
 """For a command that reads or writes a little."""
@@ -36,6 +40,9 @@ MAX_ANSWER = 1024 * 1024
 
 MAX_LINE = 8000
 """Bytes of a command. guestfish reads lines into 8192 bytes and would take the rest for the next command."""
+
+LOOK_SECONDS = 0.5
+"""How often is looked whether it has to stop."""
 
 PROC = Path("/proc")
 
@@ -72,11 +79,20 @@ def appliance(*, emulated: bool) -> dict[str, str]:
 
 
 class Guestfish:
-    """A guestfish that waits for commands. Its errors are ImageFailed, and after one of them it is gone."""
+    """A guestfish that waits for commands. Its errors are ImageFailed, and after one of them it is gone.
+
+    ``stop`` is asked before each command and during it. What it returns is why the appliance has to be ended at once.
+    """
 
     def __init__(
-        self, process: subprocess.Popen[bytes], stdin: IO[bytes], stdout: IO[bytes], stderr: IO[bytes]
+        self,
+        process: subprocess.Popen[bytes],
+        stdin: IO[bytes],
+        stdout: IO[bytes],
+        stderr: IO[bytes],
+        stop: Callable[[], FleetError | None],
     ) -> None:
+        self._stop = stop
         self._process = process
         self._stdin = stdin
         self._streams = {"stdout": stdout, "stderr": stderr}
@@ -98,7 +114,8 @@ class Guestfish:
     ) -> bytes:
         """Do a command and return what it prints. ``options`` are the named arguments of libguestfs's.
 
-        Raises ImageFailed when it fails, takes longer than ``timeout`` in seconds, or prints more than ``limit`` bytes.
+        Raises ImageFailed when it fails, takes longer than ``timeout`` in seconds, or prints more than ``limit`` bytes,
+        and what ``stop`` returns.
         """
         named = [f"{name}:{value}" for name, value in (options or {}).items()]
         line = " ".join([command, *map(quote, words), *named])
@@ -112,6 +129,7 @@ class Guestfish:
                 f"{command} cannot be done: libguestfs has ended after an earlier error", remedy="See that error."
             )
         self.said = b""
+        self._look()
         try:
             self._stdin.write(f"{line}\necho ".encode("ascii") + self._mark)
             self._stdin.flush()
@@ -169,12 +187,19 @@ class Guestfish:
             for name, stream in self._streams.items():
                 selector.register(stream, selectors.EVENT_READ, name)
             while selector.get_map() and not deadline.passed:
-                for key, _events in selector.select(deadline.remaining):
+                self._look()
+                for key, _events in selector.select(min(deadline.remaining, LOOK_SECONDS)):
                     part = os.read(key.fd, 65536)
                     if part:
                         yield key.data, part
                     else:
                         selector.unregister(key.fileobj)
+
+    def _look(self) -> None:
+        reason = self._stop()
+        if reason:
+            self.kill()
+            raise reason
 
     def _hear_the_rest(self) -> None:
         """It writes its errors before the mark, so they are in the pipe by now."""
@@ -190,14 +215,17 @@ class Guestfish:
         self.call("umount-all", timeout=CLOSE_SECONDS)
         self.call("shutdown", timeout=CLOSE_SECONDS)
         self.leave()
+        self._look()
 
     def leave(self) -> None:
         """Have it end as it does when we die. It writes out what it has."""
         self._hang_up()
-        try:
-            self._process.wait(CLOSE_SECONDS)
-        except subprocess.TimeoutExpired:
-            self.kill()
+        for _tick in ticks(Deadline(self._clock, CLOSE_SECONDS), self._clock, longest=LOOK_SECONDS):
+            if self._process.poll() is not None:
+                return
+            if self._stop():
+                break
+        self.kill()
 
     def kill(self) -> None:
         """End it and its appliance at once, and return when they are gone: until then, the image is locked."""
@@ -239,7 +267,9 @@ def cause_of(said: bytes) -> str:
 
 
 @contextmanager
-def guestfish(variables: Mapping[str, str]) -> Iterator[Guestfish]:
+def guestfish(
+    variables: Mapping[str, str], stop: Callable[[], FleetError | None] = lambda: None
+) -> Iterator[Guestfish]:
     """A guestfish for as long as the context lasts. Raises ImageToolsMissing.
 
     It is ended in good order, after an error as well. Whoever has changed something calls ``close`` to know that all of
@@ -247,30 +277,39 @@ def guestfish(variables: Mapping[str, str]) -> Iterator[Guestfish]:
     """
     try:
         process = subprocess.Popen(
-            ["guestfish", "--no-progress-bars"],
+            [GUESTFISH, "--no-progress-bars"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             env=dict(variables),
             cwd="/",
+            close_fds=False,  # which leaves it the guest's lock alone: Python makes no other file inheritable
             start_new_session=True,  # a group of its own, so that the appliance can be ended with it
         )
     except FileNotFoundError as error:
-        raise tools_missing() from error
+        raise tools_missing(GUESTFISH) from error
     with process:
         if process.stdin is None or process.stdout is None or process.stderr is None:
             raise AssertionError("all three were asked for")
-        fish = Guestfish(process, process.stdin, process.stdout, process.stderr)
+        fish = Guestfish(process, process.stdin, process.stdout, process.stderr, stop)
         try:
             yield fish
         finally:
             fish.leave()
 
 
-def tools_missing() -> ImageToolsMissing:
+_PACKAGES = {
+    GUESTFISH: "libguestfs-tools (Debian, Ubuntu, RHEL 8), libguestfs (RHEL 9 and later, Fedora, SUSE), guestfs-tools "
+    "(older SUSE)",
+    VIRT_RESCUE: "libguestfs-tools (Debian, Ubuntu), libguestfs-rescue (RHEL, Fedora, SUSE), guestfs-tools (older "
+    "SUSE)",
+}
+
+
+def tools_missing(program: str) -> ImageToolsMissing:
+    """That a program of libguestfs's is not there."""
     return ImageToolsMissing(
-        "this hypervisor has no guestfish, with which a guest's image is edited",
-        remedy="Install it on the hypervisor: libguestfs-tools (Debian, Ubuntu, RHEL 8), libguestfs and guestfs-tools "
-        "(RHEL 9 and later, Fedora), guestfs-tools (SUSE).",
-        evidence={"program": "guestfish"},
+        f"this hypervisor has no {program}, with which a guest's image is worked on",
+        remedy=f"Install the package that has it on the hypervisor: {_PACKAGES[program]}.",
+        evidence={"program": program},
     )

@@ -7,9 +7,14 @@
 The image is opened by libguestfs, in an appliance: a small guest of its own, so that nothing that a hostile guest has
 put into its file systems meets the hypervisor's kernel. It has no network.
 
-That the domain is off is looked at once, under the guest's lock, which the caller holds. libvirt knows nothing of that
-lock, and may start the domain at any moment. What protects the image then is QEMU's own lock on it, which an appliance
-that writes holds as long as it lives: the start fails, as opening the image of a running guest would.
+That the domain is off is looked at under the guest's lock, which the caller holds. libvirt knows nothing of that lock,
+and may start the domain at any moment. What protects an image that is a file then is QEMU's own lock on it, which an
+appliance that writes holds as long as it lives: the start fails, as opening the image of a running guest would.
+
+Nothing protects a block device so. The lock belongs to an inode, and libvirt gives each QEMU device nodes of its own,
+in a mount namespace: both would write. So a domain with such disks is opened only where somebody has said that nothing
+starts it meanwhile. It is looked at all the time, and once it runs, the appliance is ended. That takes half a second or
+so, in which a guest that starts has hardly come to its boot loader. It narrows the gap and does not close it.
 """
 
 from __future__ import annotations
@@ -21,8 +26,9 @@ import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from pathlib import Path
 
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import Deadline, SystemClock
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import Domain, DomainState
@@ -30,11 +36,14 @@ from ansible_collections.kvm.fleet.plugins.module_utils._domain_xml import Defin
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     DomainRunning,
     DomainUnsafe,
+    FleetError,
     ImageFailed,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._exec import last_lines
 from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import MAX_FILE, GuestFiles
 from ansible_collections.kvm.fleet.plugins.module_utils._guestfish import (
+    GUESTFISH,
+    VIRT_RESCUE,
     Guestfish,
     appliance,
     cause_of,
@@ -67,10 +76,11 @@ _OF_THE_SYSTEM = ("/boot/", "/usr/", "/var/")
 
 @dataclass(frozen=True)
 class Drive:
-    """A disk as the appliance gets it."""
+    """A disk as the appliance gets it. QEMU's lock protects a file, and no ``block_device``."""
 
     path: str
     format: str
+    block_device: bool = False
 
 
 def drives_of(name: str, definition: Definition) -> tuple[Drive, ...]:
@@ -99,22 +109,43 @@ def _drive(name: str, disk: Disk) -> Drive:
             remedy="Work on this guest by other means, such as a rescue system in the guest.",
             evidence={"disk": disk.target, "type": disk.kind},
         )
-    return Drive(path, disk.format)
+    return Drive(path, disk.format, disk.kind == "block" or _is_block_device(path))
 
 
-def check(domain: Domain, *, uri: str, shut_off: bool = True) -> tuple[Drive, ...]:
+def _is_block_device(path: str) -> bool:
+    """libvirt takes one for a disk of type file as well."""
+    with suppress(OSError):  # what cannot be looked at, libguestfs does not open
+        return Path(path).is_block_device()
+    return False
+
+
+def check(
+    domain: Domain,
+    *,
+    uri: str,
+    shut_off: bool = True,
+    block_devices: bool = False,
+    program: str = GUESTFISH,
+) -> tuple[Drive, ...]:
     """The drives of a domain whose image can be opened, as far as can be told without opening it.
 
-    With ``shut_off`` it has to be off by now. Raises DomainRunning, DomainUnsafe, ImageFailed and ImageToolsMissing.
+    With ``shut_off`` it has to be off by now. ``block_devices`` says that nothing starts it meanwhile, without which it
+    may have none. ``program`` is what will open it.
+    Raises DomainRunning, DomainUnsafe, ImageFailed and ImageToolsMissing.
     """
     state = domain.state()
     virsh = "virsh" if uri == "qemu:///system" else f"virsh -c {shlex.quote(uri)}"
     quoted = shlex.quote(domain.name)
-    # A domain that has crashed may still have its QEMU.
     if shut_off and state is not DomainState.SHUT_OFF:
+        # One that has crashed may still have its QEMU, and has nobody to ask.
+        remedy = (
+            f"End its QEMU first: '{virsh} destroy -- {quoted}'."
+            if state is DomainState.CRASHED
+            else f"Shut it down first: '{virsh} shutdown -- {quoted}', or kvm.fleet.domain_power."
+        )
         raise DomainRunning(
             f"domain {domain.name!r} is {state.value.replace('_', ' ')}; its image is worked on only while it is off",
-            remedy=f"Shut it down first: '{virsh} shutdown -- {quoted}', or kvm.fleet.domain_power.",
+            remedy=remedy,
             evidence={"state": state.value},
         )
     if domain.has_managed_save():
@@ -124,8 +155,17 @@ def check(domain: Domain, *, uri: str, shut_off: bool = True) -> tuple[Drive, ..
             remedy=f"Start it and shut it down properly, or drop its RAM: '{virsh} managedsave-remove -- {quoted}'.",
         )
     found = drives_of(domain.name, parse_definition(domain.xml()))
-    if shutil.which("guestfish") is None:
-        raise tools_missing()
+    unlocked = [drive.path for drive in found if drive.block_device]
+    if unlocked and not block_devices:
+        raise DomainUnsafe(
+            f"domain {domain.name!r} has disks that are block devices, and no lock would keep it from being started "
+            f"while its image is worked on: {', '.join(unlocked)}",
+            remedy="See that nothing starts it meanwhile, such as a cluster manager, and allow it then (the option "
+            "block_devices).",
+            evidence={"block_devices": unlocked},
+        )
+    if shutil.which(program) is None:
+        raise tools_missing(program)
     return found
 
 
@@ -134,11 +174,28 @@ def virt_rescue(domain: Domain, drives: Sequence[Drive]) -> str:
     emulated = parse_definition(domain.xml()).emulated
     chosen = [f"{name}={value}" for name, value in appliance(emulated=emulated).items()]
     disks = [word for drive in drives for word in (f"--format={drive.format}", "-a", drive.path)]
-    return shlex.join(["env", *chosen, "virt-rescue", *disks, "-i"])
+    return shlex.join(["env", *chosen, VIRT_RESCUE, *disks, "-i"])
+
+
+def _stop_when_it_runs(domain: Domain) -> FleetError | None:
+    """Why the appliance on a domain's block devices has to be ended at once, if it has."""
+    try:
+        state = domain.state()
+    except FleetError as error:
+        return error  # nobody knows any more whether it runs
+    if state is DomainState.SHUT_OFF:
+        return None
+    return DomainRunning(
+        f"domain {domain.name!r} was started while its image was worked on, and is "
+        f"{state.value.replace('_', ' ')}; what worked on its block devices was ended at once",
+        remedy="Its disks are as after a power failure, and both may have written for half a second: see in the guest "
+        "whether its file systems are in order. Find out what has started it.",
+        evidence={"state": state.value},
+    )
 
 
 @contextmanager
-def open_disks(domain: Domain, *, uri: str, read_only: bool = False) -> Iterator[Disks]:
+def open_disks(domain: Domain, *, uri: str, read_only: bool = False, block_devices: bool = False) -> Iterator[Disks]:
     """The disks of a domain that is off, in an appliance, with nothing mounted yet.
 
     ``read_only`` opens a copy that is thrown away: it can be written to as well, and nothing of that stays. It does not
@@ -146,10 +203,11 @@ def open_disks(domain: Domain, *, uri: str, read_only: bool = False) -> Iterator
 
     Raises what ``check`` raises, and ImageFailed.
     """
-    drives = check(domain, uri=uri)
+    drives = check(domain, uri=uri, block_devices=block_devices)
     variables = environment(os.environ, emulated=parse_definition(domain.xml()).emulated)
+    watched = not read_only and any(drive.block_device for drive in drives)
     for verbose in (False, True):
-        with guestfish(variables) as fish:
+        with guestfish(variables, (lambda: _stop_when_it_runs(domain)) if watched else (lambda: None)) as fish:
             if not _launched(domain.name, fish, drives, read_only=read_only, verbose=verbose):
                 continue
             yield Disks(domain.name, fish)
@@ -245,10 +303,11 @@ class Disks:
 
 
 @contextmanager
-def open_image(domain: Domain, *, uri: str, read_only: bool = False) -> Iterator[Image]:
+def open_image(domain: Domain, *, uri: str, read_only: bool = False, block_devices: bool = False) -> Iterator[Image]:
     """The image of a domain that is off, with the file systems of its system mounted. See ``open_disks``."""
     with ExitStack() as stack:
-        yield stack.enter_context(open_disks(domain, uri=uri, read_only=read_only)).mount()
+        disks = open_disks(domain, uri=uri, read_only=read_only, block_devices=block_devices)
+        yield stack.enter_context(disks).mount()
 
 
 class Image:

@@ -249,6 +249,9 @@ class LibvirtDomain:
     def has_managed_save(self) -> bool:
         return self._ask(lambda handle: bool(handle.hasManagedSaveImage()))
 
+    def saved_xml(self) -> str | None:
+        return self._ask(lambda handle: str(handle.managedSaveGetXMLDesc()) if handle.hasManagedSaveImage() else None)
+
     def memory_bytes(self) -> int:
         return self._ask(lambda handle: int(handle.maxMemory()) * 1024)
 

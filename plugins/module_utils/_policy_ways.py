@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from enum import Enum
 from typing import Any, Protocol
 
@@ -87,20 +87,26 @@ class Image(Protocol):
 class Images(Protocol):
     """What opens the images of domains that are off."""
 
-    def check(self, domain: Domain, *, uri: str, shut_off: bool) -> object:
+    def check(self, domain: Domain, *, uri: str, shut_off: bool, block_devices: bool) -> object:
         """Raise what would keep the image from being opened. Unless ``shut_off``, the domain may still run."""
 
-    def open_image(self, domain: Domain, *, uri: str, read_only: bool) -> AbstractContextManager[Image]: ...
+    def open_image(
+        self, domain: Domain, *, uri: str, read_only: bool, block_devices: bool
+    ) -> AbstractContextManager[Image]: ...
 
 
 @dataclass(frozen=True)
 class Request:
-    """What is wanted, and what may be done for it. Without ``way`` the first one that is open is taken."""
+    """What is wanted, and what may be done for it. Without ``way`` the first one that is open is taken.
+
+    ``block_devices`` says that nothing starts the domain while its image is worked on.
+    """
 
     wanted: Wanted
     way: Way | None
     power_cycle: bool
     power: PowerOptions
+    block_devices: bool = False
     run: str | None = None
     owner: str | None = None
 
@@ -159,6 +165,7 @@ class Report:
     known: bool = True
     proved: bool = False
     audit: dict[str, Any] | None = None
+    warnings: list[str] = field(default_factory=list)
 
 
 def apply_policy(
@@ -172,7 +179,7 @@ def apply_policy(
 ) -> Report:
     """Have the guest's agent allow or block what is wanted.
 
-    Raises NoWayOpen, PolicyUnsupported, ProofFailed, and what the way that is taken raises.
+    Raises NoWayOpen, PolicyUnsupported, ProofFailed, UpgradeRunning, and what the way that is taken raises.
     """
     request.check()
     observed = observe(hypervisor, domain)
@@ -315,14 +322,24 @@ class _Work:
 
     def _no_image(self) -> _Closed | None:
         try:
-            self._images.check(self._domain, uri=self._hypervisor.uri, shut_off=False)
+            self._images.check(
+                self._domain,
+                uri=self._hypervisor.uri,
+                shut_off=False,
+                block_devices=self._request.block_devices,
+            )
         except (DomainUnsafe, ImageFailed, ImageToolsMissing) as error:
             return _Closed(error.message)
         return None
 
     @contextmanager
     def _image(self, *, read_only: bool) -> Iterator[Image]:
-        with self._images.open_image(self._domain, uri=self._hypervisor.uri, read_only=read_only) as image:
+        with self._images.open_image(
+            self._domain,
+            uri=self._hypervisor.uri,
+            read_only=read_only,
+            block_devices=self._request.block_devices,
+        ) as image:
             yield image
 
     def _no_power_cycle(self) -> _Closed | None:
@@ -349,6 +366,8 @@ class _Work:
         else:
             self._report.known = not self._check
         self._report.restarted = True
+        if found.way is not Way.EXEC:  # which restarts the agent alone
+            self._report.warnings = _restart.see_no_upgrade(self._hypervisor, self._domain, self._recorder)
         if self._check:
             return self._report
         with self._audited():
@@ -423,40 +442,26 @@ class _Work:
         try:
             yield
         except FleetError as error:
-            error.evidence["put_back"] = self._put_back(files, self._report.files)
+            error.evidence["put_back"] = _put_all_back(files, self._report.files)
             raise
 
     def _write(self, files: GuestFiles, changes: Sequence[FileChange]) -> None:
         """Keep what was there, say in the audit what will be, and write it: all of the files, or none."""
-        written = [self._kept(files, change) for change in changes]
-        self._report.files = written
-        if not written:
-            return
-        self._report.audit = self._audit.add("changing", self._facts())
-        for number, (change, _kept) in enumerate(zip(changes, written)):
-            try:
-                files.write(change.path, change.after)
-            except FleetError as error:
-                error.evidence["put_back"] = self._put_back(files, written[:number])
-                raise
+
+        def announce(written: list[Written]) -> None:
+            self._report.files = written
+            self._report.audit = self._audit.add("changing", self._facts())
+
+        kept = [self._kept(files, change) for change in changes]
+        self._report.files = []
+        change_files(files, kept, announce)
 
     def _kept(self, files: GuestFiles, change: FileChange) -> Written:
-        written = Written(change.path, change)
-        if change.before is None:
-            return written
-        if isinstance(files, AgentFiles):  # it cannot make a file in the guest that only root may change
+        # It cannot make a file in the guest that only root may change.
+        if isinstance(files, AgentFiles) and change.before is not None:
             kept = self._audit.keep(self._domain.uuid, change.path, change.before)
-            return replace(written, backup=kept, backup_on="hypervisor")
-        return replace(written, backup=keep_beside(files, change.path, change.before), backup_on="guest")
-
-    def _put_back(self, files: GuestFiles, written: Sequence[Written]) -> bool:
-        """Give the files their old content; tells whether that is known to have been done."""
-        try:
-            for one in written:
-                put_back(files, one.change)
-        except FleetError:
-            return False  # what went wrong first is what the user is told; this goes with it as evidence
-        return True
+            return Written(change.path, change, backup=kept, backup_on="hypervisor")
+        return kept_in_guest(files, change)
 
     # --- proof and audit --------------------------------------------------------------------------
 
@@ -534,6 +539,36 @@ def audit_facts(
         "files": list(files),
         "run": run,
     }
+
+
+def change_files(files: GuestFiles, kept: Sequence[Written], announce: Callable[[list[Written]], None]) -> None:
+    """Write files whose old content is kept: all of them, or none. ``announce`` is told before the first, if any."""
+    if not kept:
+        return
+    announce(list(kept))
+    for number, one in enumerate(kept):
+        try:
+            files.write(one.path, one.change.after)
+        except FleetError as error:
+            error.evidence["put_back"] = _put_all_back(files, kept[:number])
+            raise
+
+
+def _put_all_back(files: GuestFiles, written: Sequence[Written]) -> bool:
+    """Give the files their old content; tells whether that is known to have been done."""
+    try:
+        for one in written:
+            put_back(files, one.change)
+    except FleetError:
+        return False  # what went wrong first is what the user is told; this goes with it as evidence
+    return True
+
+
+def kept_in_guest(files: GuestFiles, change: FileChange) -> Written:
+    """A change, after what it replaces was kept beside it."""
+    if change.before is None:
+        return Written(change.path, change)
+    return Written(change.path, change, backup=keep_beside(files, change.path, change.before), backup_on="guest")
 
 
 def keep_beside(files: GuestFiles, path: str, content: bytes) -> str:

@@ -103,6 +103,8 @@ class PowerReport:
     process_after: QemuProcess | None = None
     boot_id_before: str | None = None
     boot_id_after: str | None = None
+    warnings: list[str] = field(default_factory=list)
+    """What somebody should know who wanted it done."""
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
+from ansible_collections.kvm.fleet.plugins.module_utils import _image
+from ansible_collections.kvm.fleet.plugins.module_utils._agent import READ_COMMANDS, WRITE_COMMANDS
+from ansible_collections.kvm.fleet.plugins.module_utils._agent_config import read_config
+from ansible_collections.kvm.fleet.plugins.module_utils._audit import Audit
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import SystemClock
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import Domain
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     FleetError,
@@ -18,8 +24,16 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     InvalidRequest,
     PackageManagerUnknown,
 )
-from ansible_collections.kvm.fleet.plugins.module_utils._guestfish import Guestfish
+from ansible_collections.kvm.fleet.plugins.module_utils._guestfish import GUESTFISH, VIRT_RESCUE, Guestfish
 from ansible_collections.kvm.fleet.plugins.module_utils._image import Disks, Image, open_disks
+from ansible_collections.kvm.fleet.plugins.module_utils._policy import EXEC_RPCS, plan
+from ansible_collections.kvm.fleet.plugins.module_utils._policy import Wanted as WantedPolicy
+from ansible_collections.kvm.fleet.plugins.module_utils._policy_ways import (
+    Written,
+    audit_facts,
+    change_files,
+    kept_in_guest,
+)
 
 
 class Repair(str, Enum):
@@ -27,27 +41,46 @@ class Repair(str, Enum):
     """The file systems are checked, and what is damaged is repaired."""
     PACKAGES = "packages"
     """What dpkg was interrupted in is finished; a database of rpm's that does not verify is made anew."""
+    AGENT = "agent"
+    """The guest's agent is allowed what this collection needs of it."""
     SCRIPT = "script"
     """Whatever somebody has written."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is to be done, in this order: file systems first, since nothing is safe on those that are damaged."""
+    """What is to be done, in this order: file systems first, since nothing is safe on those that are damaged.
+
+    ``block_devices`` says that nothing starts the domain meanwhile. With ``shell``, a person is going to do it instead.
+    ``run`` is for the audit.
+    """
 
     fsck: bool
     packages: bool
     script: str | None
     timeout: float
+    agent: bool = False
+    shell: bool = False
+    block_devices: bool = False
+    run: str | None = None
 
     @property
     def repairs(self) -> tuple[Repair, ...]:
-        asked = ((Repair.FSCK, self.fsck), (Repair.PACKAGES, self.packages), (Repair.SCRIPT, self.script is not None))
+        asked = (
+            (Repair.FSCK, self.fsck),
+            (Repair.PACKAGES, self.packages),
+            (Repair.AGENT, self.agent),
+            (Repair.SCRIPT, self.script is not None),
+        )
         return tuple(repair for repair, is_asked in asked if is_asked)
 
     def check(self) -> None:
         """Raise InvalidRequest for what cannot be meant."""
-        if not self.repairs:
+        if self.repairs and self.shell:
+            raise InvalidRequest(
+                "repairs are not done in a shell", remedy="Ask for one or the other: a shell is for a person."
+            )
+        if not self.repairs and not self.shell:
             raise InvalidRequest("there is nothing to repair", remedy="Name repairs, or give a script.")
         if self.timeout <= 0:
             raise InvalidRequest(f"a timeout of {self.timeout:g} s cannot be meant", remedy="Give one above zero.")
@@ -68,15 +101,28 @@ class Done:
         return {"name": self.repair.value, "changed": self.changed, "output": self.output}
 
 
+def foresee(domain: Domain, wanted: Wanted, *, uri: str) -> str | None:
+    """See that the image could be opened once the domain is off. Returns the command for a shell, if one is wanted.
+
+    Raises what _image.check raises.
+    """
+    wanted.check()
+    program = VIRT_RESCUE if wanted.shell else GUESTFISH
+    drives = _image.check(domain, uri=uri, shut_off=False, block_devices=wanted.block_devices, program=program)
+    return _image.virt_rescue(domain, drives) if wanted.shell else None
+
+
 def repair(domain: Domain, wanted: Wanted, *, uri: str, check: bool) -> tuple[Done, ...]:
     """Do the repairs on the image of a domain that is off; in check mode, on a copy that is thrown away.
 
     The first one that fails ends it. Its error tells, as evidence, which it was and what was done before it.
-    Raises what open_disks raises, ImageFailed and PackageManagerUnknown.
+    Raises what open_disks raises, ImageFailed, PackageManagerUnknown and PolicyUnsupported.
     """
     wanted.check()
+    if wanted.shell:
+        raise InvalidRequest("a shell is not opened by a module", remedy="Ask for it with before_shutdown alone.")
     done: list[Done] = []
-    with open_disks(domain, uri=uri, read_only=check) as disks:
+    with open_disks(domain, uri=uri, read_only=check, block_devices=wanted.block_devices) as disks:
         image: Image | None = None
         for which in wanted.repairs:
             try:
@@ -86,6 +132,9 @@ def repair(domain: Domain, wanted: Wanted, *, uri: str, check: bool) -> tuple[Do
                 image = image or disks.mount()
                 if which is Repair.PACKAGES:
                     done.append(repair_packages(image, wanted.timeout))
+                elif which is Repair.AGENT:
+                    audit = None if check else Audit(uri, SystemClock())
+                    done.append(repair_agent(image, domain, audit, wanted.run))
                 else:
                     done.append(Done(Repair.SCRIPT, True, image.run(wanted.script or "", wanted.timeout)))
             except FleetError as error:
@@ -225,3 +274,50 @@ def repair_packages(image: Image, timeout: float) -> Done:
         )
     verdict, _newline, output = image.run(script, timeout).partition("\n")
     return Done(Repair.PACKAGES, verdict == "yes", output)
+
+
+# --- the agent -----------------------------------------------------------------------------------
+
+AGENT_RPCS = tuple(dict.fromkeys((*EXEC_RPCS, *READ_COMMANDS, *WRITE_COMMANDS)))
+"""What this collection needs of an agent: commands, and files."""
+
+
+def repair_agent(image: Image, domain: Domain, audit: Audit | None, run: str | None) -> Done:
+    """Have the agent's settings allow what is needed of it, as guest_agent_policy does offline.
+
+    All other settings stay, and a copy of each changed file is kept beside it. Without ``audit``, all of it is thrown
+    away. Raises ImageFailed, PolicyUnsupported and RecordUnavailable.
+    """
+    wanted = WantedPolicy(AGENT_RPCS, allowed=True)
+    kept = [kept_in_guest(image.files, change) for change in plan(read_config(image.files, None), wanted)]
+    told = [one.facts() for one in kept]
+    facts = audit_facts(domain.name, domain.uuid, "rescue", wanted, told, run=run, owner=None)
+    began = False
+
+    def announce(_written: list[Written]) -> None:
+        nonlocal began
+        if audit:
+            audit.add("changing", facts)
+            began = True
+
+    try:
+        change_files(image.files, kept, announce)
+    except FleetError as error:
+        if audit and began:
+            audit.add("failed", {**facts, "error_code": error.error_code, "msg": error.message})
+        raise
+    if audit and kept:
+        audit.add("changed", {**facts, "proved": False})
+    output = "".join(_told(file) for file in told) or f"its settings allow {', '.join(AGENT_RPCS)} already\n"
+    return Done(Repair.AGENT, bool(kept), output)
+
+
+def _told(file: Mapping[str, Any]) -> str:
+    """The lines of a file that were changed, and where its old content is."""
+    lines = [
+        f"{file['path']}: {sign} {line[side]}\n"
+        for line in file["lines"]
+        for sign, side in (("-", "before"), ("+", "after"))
+        if line[side] is not None
+    ]
+    return "".join([*lines, f"{file['path']}: its old content is in {file['backup']}\n" if file["backup"] else ""])

@@ -11,7 +11,7 @@ from datetime import datetime, timezone
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _job, _power
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
-from ansible_collections.kvm.fleet.plugins.module_utils._clock import timestamp
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import Deadline, ticks, timestamp
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import ACTIVE_STATES, Domain, Hypervisor
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError, UpgradeRunning
 from ansible_collections.kvm.fleet.plugins.module_utils._job import JobState
@@ -26,6 +26,9 @@ from ansible_collections.kvm.fleet.plugins.module_utils._power import (
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._proc import QemuProcess
 from ansible_collections.kvm.fleet.plugins.module_utils._record import STARTED, Facts, Record, StepName, StepStatus
+
+ASK_AGAIN_SECONDS = 30
+"""For how long an agent that is silent is asked after an upgrade: one that upgrades the agent restarts it."""
 
 
 def restart(
@@ -101,6 +104,31 @@ def _require_no_upgrade(hypervisor: Hypervisor, domain: Domain, recorder: Record
         )
 
 
+def see_no_upgrade(hypervisor: Hypervisor, domain: Domain, recorder: Recorder) -> list[str]:
+    """Likewise for a guest that may be shut down though its agent is gone. Raises UpgradeRunning only.
+
+    A guest that is to be rescued may well be silent. Whether an upgrade runs in there, nobody can know then, and that
+    is returned as a warning.
+    """
+    unknown = ""
+    for _tick in ticks(Deadline(hypervisor.clock, ASK_AGAIN_SECONDS), hypervisor.clock):
+        try:
+            _require_no_upgrade(hypervisor, domain, recorder)
+        except UpgradeRunning:
+            raise
+        except FleetError as error:
+            unknown = error.message
+            if not error.transient:
+                break
+        else:
+            return []
+    warning = (
+        f"an upgrade of {domain.name!r} is on record that has not come to its end, and whether it still runs could not "
+        f"be seen ({unknown}): the shutdown cuts it off if it does"
+    )
+    return [warning]
+
+
 def cycle(
     hypervisor: Hypervisor,
     domain: Domain,
@@ -112,11 +140,12 @@ def cycle(
 ) -> PowerReport:
     """Restart the guest, whatever restarts are on record, and do something while it is off.
 
-    A guest that is off is started: it has to be one that a run has left so.
+    A guest that is off is started: it has to be one that a run has left so. Raises UpgradeRunning.
     """
     wanted = PowerState.RESTARTED if observed.state in ACTIVE_STATES else PowerState.STARTED
     steps = _power.plan(observed, wanted, options)
     _power.check(hypervisor, domain, steps, options)
+    warnings = see_no_upgrade(hypervisor, domain, recorder) if Step.SHUT_DOWN in steps else []
     boot = recorder.now().boot_id
 
     def intend(report: PowerReport) -> None:
@@ -131,6 +160,7 @@ def cycle(
     if recorder.last(StepName.RESTART):
         result = {**_facts(report.process_after, report.boot_id_after, boot), "forced": report.forced}
         recorder.end(StepName.RESTART, result)
+    report.warnings = warnings
     return report
 
 
@@ -146,19 +176,22 @@ def stop(
     """Shut the guest down. In a run, this is on record as the beginning of a restart.
 
     ``restart`` then brings it to its end, of this run or of the next one: a run that dies while the guest is off leaves
-    it to be started again.
+    it to be started again. Raises UpgradeRunning.
     """
     steps = _power.plan(observed, PowerState.STOPPED, options)
     _power.check(hypervisor, domain, steps, options)
+    warnings = see_no_upgrade(hypervisor, domain, recorder) if steps else []
     if check:
-        return steps, PowerReport()
+        return steps, PowerReport(warnings=warnings)
     boot = recorder.now().boot_id
 
     def intend(report: PowerReport) -> None:
         recorder.begin(StepName.RESTART, _facts(report.process_before, report.boot_id_before, boot))
 
     with recorder.failing(StepName.RESTART):
-        return steps, _power.apply(hypervisor, domain, steps, options, intend=intend)
+        report = _power.apply(hypervisor, domain, steps, options, intend=intend)
+    report.warnings = warnings
+    return steps, report
 
 
 def restart_on_record(record: Record | None, boot: str) -> Begun | None:

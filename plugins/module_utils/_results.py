@@ -123,6 +123,7 @@ def power(report: PowerReport) -> dict[str, Any]:
         "transitions": [transition.facts() for transition in report.transitions],
         "before": {**process(report.process_before), "boot_id": report.boot_id_before},
         "after": {**process(report.process_after), "boot_id": report.boot_id_after},
+        **({"warnings": report.warnings} if report.warnings else {}),  # Ansible shows them
     }
 
 
@@ -137,6 +138,7 @@ def policy(report: Report) -> dict[str, Any]:
         "known": report.known,
         "proved": report.proved,
         "audit": report.audit,
+        **({"warnings": report.warnings} if report.warnings else {}),
         "diff": [written.difference() for written in report.files],
     }
 

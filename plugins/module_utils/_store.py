@@ -98,12 +98,14 @@ class Store:
     def locked(self, uuid: str, clock: Clock, patience: float = LOCK_PATIENCE) -> Iterator[None]:
         """Hold a domain's lock for as long as the context lasts.
 
+        A child that is given our files holds it as well, and for longer where it outlives us: see guestfish.
         Raises LockHeld after ``patience`` in seconds, and RecordUnavailable.
         """
         path = self._lock_path(uuid)
         try:
             self._make_directory()
             handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            os.set_inheritable(handle, True)
         except OSError as error:
             raise _unavailable(error, path) from error
         try:

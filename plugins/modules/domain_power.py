@@ -17,6 +17,8 @@ description:
     of the guest where the agent can tell. A reboot inside the guest would keep the old QEMU.
   - A domain that would not survive a shutdown is refused before anything is changed, such as a transient one, or one
     with a stale managed save image.
+  - While an upgrade that is on record is at work in the guest, nothing shuts it down (C(upgrade_running)). For
+    O(state=stopped), where the agent does not say so within half a minute, the task goes on with a warning.
 extends_documentation_fragment:
   - kvm.fleet.hypervisor
   - kvm.fleet.hypervisor.domain

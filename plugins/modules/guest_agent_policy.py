@@ -20,6 +20,8 @@ description:
     hypervisor.
   - Afterwards the agent has to say what was wanted. Where it does not, the task fails, and files that were changed by
     O(way=exec) or O(way=files) get their old content back.
+  - A guest in which an upgrade that is on record is at work is not shut down (C(upgrade_running)). Where the agent does
+    not say whether it is, the task goes on with a warning.
 extends_documentation_fragment:
   - kvm.fleet.hypervisor
   - kvm.fleet.hypervisor.domain
@@ -72,6 +74,16 @@ options:
       - Seconds to wait for the agent after it, or the guest, was restarted.
     type: int
     default: 300
+  block_devices:
+    description:
+      - Whether disks that are block devices, such as logical volumes, may be edited by O(way=offline).
+      - QEMU's lock on an image protects files only, since libvirt gives each QEMU device nodes of its own. Nothing
+        keeps such a guest from being started meanwhile, by hand, by a cluster manager or with the hypervisor, and both
+        would write. V(true) says that you see to that.
+      - Where the domain runs all the same, what works on its disks is ended within a second or so, and the task fails.
+        The disks are then as after a power failure.
+    type: bool
+    default: false
   owner:
     description:
       - Who is to answer for the change, for the audit. By default the user who logged in to the hypervisor.
@@ -212,6 +224,7 @@ def request_from(params: dict[str, Any]) -> Request:
         way=None if params["way"] == "auto" else Way(params["way"]),
         power_cycle=params["power_cycle"],
         power=PowerOptions(shutdown_timeout=params["shutdown_timeout"], agent_timeout=params["agent_timeout"]),
+        block_devices=params["block_devices"],
         run=params["run"],
         owner=params["owner"],
     )
@@ -226,6 +239,7 @@ def main() -> None:
             "power_cycle": {"type": "bool", "default": True},
             "shutdown_timeout": {"type": "int", "default": 300},
             "agent_timeout": {"type": "int", "default": 300},
+            "block_devices": {"type": "bool", "default": False},
             "owner": {"type": "str"},
             "run": {"type": "str"},
             **DOMAIN_ARGUMENTS,

@@ -14,10 +14,10 @@ author:
 description:
   - Opens the disks of a domain that is off with libguestfs, and repairs what keeps its system from coming up. Nothing
     in the guest has to work for that, and no program of the hypervisor reads its file systems.
-  - A domain that is not off is refused. One that is started meanwhile does not start, since QEMU locks an image that
-    is written to.
-  - The repairs are done in this order, V(fsck), V(packages), O(script). The first one that fails ends the task, with
-    what was done before it in the evidence as C(repairs).
+  - A domain that is not off is refused. One that is started meanwhile does not start, since QEMU locks a file that is
+    written to. Of disks that are no files, see O(block_devices).
+  - The repairs are done in this order, V(fsck), V(packages), V(agent), O(script). The first one that fails ends the
+    task, with what was done before it in the evidence as C(repairs).
   - Programs are the guest's own, run by the kernel of libguestfs's appliance, as root, without an init system and
     without a network. What they change in C(/run) does not stay.
   - libguestfs runs as C(LIBGUESTFS_BACKEND) and C(LIBGUESTFS_BACKEND_SETTINGS) in the task's environment say.
@@ -27,8 +27,9 @@ extends_documentation_fragment:
   - kvm.fleet.hypervisor.domain
   - kvm.fleet.hypervisor.attributes
 requirements:
-  - guestfish on the hypervisor (libguestfs-tools in Debian and Ubuntu, libguestfs and guestfs-tools in RHEL and Fedora,
-    guestfs-tools in SUSE)
+  - guestfish on the hypervisor (libguestfs-tools in Debian, Ubuntu and RHEL 8, libguestfs in later RHEL, Fedora and
+    SUSE)
+  - for O(virt_rescue), virt-rescue (libguestfs-tools in Debian and Ubuntu, libguestfs-rescue in RHEL, Fedora and SUSE)
 attributes:
   check_mode:
     support: full
@@ -43,9 +44,12 @@ options:
         What e2fsck would ask a person about is answered with yes. Others are left alone, and named.
       - V(packages) finishes what dpkg was interrupted in (C(dpkg --configure -a), which keeps configuration files that
         were changed), or makes a database of rpm's anew that does not verify.
+      - V(agent) has the settings of the guest's agent allow C(guest-exec), C(guest-exec-status) and the commands for
+        files, as M(kvm.fleet.guest_agent_policy) does offline. All else in them stays, a copy is kept beside each file
+        that is changed, and the change is written to C(/var/lib/kvm-fleet/audit.jsonl) on the hypervisor.
     type: list
     elements: str
-    choices: [fsck, packages]
+    choices: [fsck, packages, agent]
     default: []
   script:
     description:
@@ -56,10 +60,26 @@ options:
       - Seconds that one repair may take. Then it is ended, and the image is as after a power failure.
     type: int
     default: 1800
+  block_devices:
+    description:
+      - Whether disks that are block devices, such as logical volumes, may be worked on.
+      - QEMU's lock on an image protects files only, since libvirt gives each QEMU device nodes of its own. Nothing
+        keeps such a guest from being started meanwhile, by hand, by a cluster manager or with the hypervisor, and both
+        would write. V(true) says that you see to that.
+      - Where the domain runs all the same, what works on its disks is ended within a second or so, and the task fails.
+        The disks are then as after a power failure.
+    type: bool
+    default: false
   before_shutdown:
     description:
-      - In check mode, only see to it that the image of a domain that may still run could be opened once it is off, as
-        far as that shows without opening it.
+      - Only see to it that the image of a domain that may still run could be opened once it is off, as far as that
+        shows without opening it. Nothing is repaired, in check mode or not.
+    type: bool
+    default: false
+  virt_rescue:
+    description:
+      - A person is going to repair the guest in virt-rescue's shell. So O(before_shutdown), with which alone it goes,
+        looks for that program, and there are no O(repairs).
     type: bool
     default: false
   run:
@@ -91,7 +111,7 @@ repairs:
   elements: dict
   contains:
     name:
-      description: V(fsck), V(packages) or V(script).
+      description: V(fsck), V(packages), V(agent) or V(script).
       type: str
       sample: fsck
     changed:
@@ -105,7 +125,7 @@ repairs:
 virt_rescue:
   description: >-
     The command that opens a shell on the image once the domain is off, for a person at a terminal of the hypervisor.
-  returned: in check mode with O(before_shutdown)
+  returned: with O(before_shutdown). V(null) unless O(virt_rescue) is set
   type: str
   sample: env LIBGUESTFS_BACKEND=direct virt-rescue --format=qcow2 -a /var/lib/libvirt/images/web1.qcow2 -i
 """
@@ -114,7 +134,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _image, _repair
+from ansible_collections.kvm.fleet.plugins.module_utils import _repair
 from ansible_collections.kvm.fleet.plugins.module_utils._lease import working
 from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtHypervisor
 from ansible_collections.kvm.fleet.plugins.module_utils._repair import Repair, Wanted
@@ -124,10 +144,12 @@ from ansible_collections.kvm.fleet.plugins.module_utils._runner import DOMAIN_AR
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "repairs": {"type": "list", "elements": "str", "choices": ["fsck", "packages"], "default": []},
+            "repairs": {"type": "list", "elements": "str", "choices": ["fsck", "packages", "agent"], "default": []},
             "script": {"type": "str"},
             "timeout": {"type": "int", "default": 1800},
+            "block_devices": {"type": "bool", "default": False},
             "before_shutdown": {"type": "bool", "default": False},
+            "virt_rescue": {"type": "bool", "default": False},
             "run": {"type": "str"},
             **DOMAIN_ARGUMENTS,
         },
@@ -137,17 +159,21 @@ def main() -> None:
     wanted = Wanted(
         fsck=Repair.FSCK.value in given["repairs"],
         packages=Repair.PACKAGES.value in given["repairs"],
+        agent=Repair.AGENT.value in given["repairs"],
         script=given["script"],
         timeout=given["timeout"],
+        shell=given["virt_rescue"],
+        block_devices=given["block_devices"],
+        run=given["run"],
     )
 
     def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
         wanted.check()
         domain = hypervisor.domain(given["name"])
         with working(hypervisor, domain, given["run"], check=module.check_mode):
-            if module.check_mode and given["before_shutdown"]:
-                drives = _image.check(domain, uri=hypervisor.uri, shut_off=False)
-                return {"changed": False, "repairs": [], "virt_rescue": _image.virt_rescue(domain, drives)}
+            if given["before_shutdown"]:
+                command = _repair.foresee(domain, wanted, uri=hypervisor.uri)
+                return {"changed": False, "repairs": [], "virt_rescue": command}
             done = _repair.repair(domain, wanted, uri=hypervisor.uri, check=module.check_mode)
         return {"changed": any(one.changed for one in done), "repairs": [one.facts() for one in done]}
 

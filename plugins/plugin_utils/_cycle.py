@@ -255,10 +255,22 @@ def _reboot_required(upgrade: Facts, predicted: Facts, restarted: bool) -> bool 
 
 
 def describe_failure(failure: Facts) -> dict[str, Any]:
-    """The first cause, from a failed task of any kind: only the collection's own modules bring a code and a remedy."""
-    result = failure["result"]
+    """The first cause, from a failed task of any kind: only the collection's own modules bring a code and a remedy.
+
+    Under 'start', ``failure`` may have what came of the guest's start after it. Where that failed as well, it goes with
+    the evidence, and its remedy with the other, since it says in which state the guest is.
+    """
+    told = _told(failure["result"])
+    start = failure.get("start") or {}
+    if start.get("failed"):
+        after = _told(start)
+        told["remedy"] = f"{told['remedy']} After that, its start failed: {after['msg']}. {after['remedy']}".strip()
+        told["evidence"] = {**told["evidence"], "start": after}
+    return {"task": failure["task"], **told}
+
+
+def _told(result: Facts) -> dict[str, Any]:
     return {
-        "task": failure["task"],
         "error_code": result.get("error_code", "task_failed"),
         "msg": str(result.get("msg", "the task gave no message")),
         "remedy": result.get("remedy", ""),

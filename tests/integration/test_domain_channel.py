@@ -140,6 +140,17 @@ def test_a_guest_that_is_off_gets_it_on_either_machine_type(make_guest: MakeGues
         assert ensure(guest)["live"] == "present"
 
 
+def test_a_saved_image_without_the_channel_is_told_until_it_is_gone(make_guest: MakeGuest) -> None:
+    guest = make_guest(wait=False, agent_channel=False)
+    guest.domain.managedSave()
+    for persistent in ("added", "present"):
+        result = ensure(guest)
+        assert (result["live"], result["persistent"], result["restart_required"]) == ("not_running", persistent, True)
+        assert "managed save image" in result["reason"]
+    guest.domain.managedSaveRemove()
+    assert ensure(guest)["restart_required"] is False
+
+
 def test_an_agent_that_does_not_answer_on_its_channel_fails_the_task(make_guest: MakeGuest) -> None:
     guest = make_guest(wait=False, agent_service=False)
     result = refusal("domain_channel", name=guest.name, agent_timeout=3)

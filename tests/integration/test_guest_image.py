@@ -7,8 +7,11 @@
 from __future__ import annotations
 
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from xml.etree import ElementTree as ET
 
 import libvirt
 import pytest
@@ -17,6 +20,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import ImageFail
 from ansible_collections.kvm.fleet.plugins.module_utils._image import Image, open_image
 from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import open_hypervisor
 from lab.places import disk_path
+from tests.integration.background import PATIENCE_S, wait_for
 from tests.integration.runs import module, refusal
 
 if TYPE_CHECKING:
@@ -95,11 +99,59 @@ def test_a_script_that_fails_or_hangs_leaves_an_image_that_boots(make_guest: Mak
     assert guest.run("/usr/bin/test", "-e", "/etc/thrown-away").returncode == 1
 
 
+@contextmanager
+def block_device(path: Path) -> Iterator[str]:
+    """A file as a block device of this machine."""
+    device = subprocess.run(
+        ["losetup", "--find", "--show", path], check=True, capture_output=True, encoding="utf-8"
+    ).stdout.strip()
+    try:
+        yield device
+    finally:
+        subprocess.run(["losetup", "--detach", device], check=True)
+
+
+def test_a_block_device_is_let_go_of_as_soon_as_its_guest_is_started(make_guest: MakeGuest) -> None:
+    guest = make_guest(start=False, disk_format="raw")
+    with block_device(disk_path(guest.uuid)) as device:
+        definition = ET.fromstring(guest.domain.XMLDesc())
+        disk, source = definition.find("devices/disk"), definition.find("devices/disk/source")
+        assert disk is not None
+        assert source is not None
+        disk.set("type", "block")
+        source.attrib.clear()
+        source.set("dev", device)
+        guest.connection.live().defineXML(ET.tostring(definition, encoding="unicode"))
+        try:
+            asked: dict[str, Any] = {"name": guest.name, "script": "touch /etc/begun; sync; sleep 900"}
+            for check in (True, False):
+                result = refusal("guest_repair", check=check, **asked)
+                assert (result["error_code"], result["evidence"]["block_devices"]) == ("domain_unsafe", [device])
+            with ThreadPoolExecutor() as pool:
+                repair = pool.submit(refusal, "guest_repair", **asked, block_devices=True)
+                wait_for(lambda: holds(device), "the appliance")
+                # As of the image of a file, libvirt would say that it is locked.
+                guest.start()
+                result = repair.result(PATIENCE_S)
+            assert result["error_code"] == "domain_running"
+            assert "was started while its image was worked on" in result["msg"]
+            guest.wait_until_ready()
+        finally:
+            if guest.domain.isActive():
+                guest.domain.destroy()
+
+
+def holds(path: str) -> bool:
+    """Whether an appliance of libguestfs's has this device open."""
+    users = subprocess.run(["fuser", path], check=False, capture_output=True, encoding="ascii").stdout.split()
+    return any("guestfs" in Path(f"/proc/{pid}/cmdline").read_text("utf-8", "replace") for pid in users)
+
+
 def test_a_guest_that_runs_is_refused(shared_guest: Guest) -> None:
     for check in (True, False):
         result = refusal("guest_repair", check=check, name=shared_guest.name, repairs=["fsck"])
         assert (result["error_code"], result["evidence"]["state"]) == ("domain_running", "running")
-    told = module("guest_repair", check=True, name=shared_guest.name, repairs=["fsck"], before_shutdown=True)
+    told = module("guest_repair", name=shared_guest.name, virt_rescue=True, before_shutdown=True)
     assert (told["failed"], told["changed"]) == (False, False)
     assert str(disk_path(shared_guest.uuid)) in told["virt_rescue"]
 

@@ -17,18 +17,37 @@ from typing import TYPE_CHECKING, Any
 
 import libvirt
 
-from tests.integration.background import PATIENCE_S, kill
+from lab import inside
+from lab.errors import AgentFailed
+from tests.integration.background import PATIENCE_S, kill, running, wait_for
 from tests.integration.proof import make_fresh
 from tests.integration.runs import HYPERVISORS, literal, module, playbook
 from tests.integration.runs import command as command_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from lab.fixtures import MakeGuest
     from lab.guests import Guest
 
 BREAK = "sed -i '/^Package: lab-config$/,/^$/s/^Status: .*/Status: install ok half-configured/' /var/lib/dpkg/status"
+
+
+CONF = "/etc/qemu/qemu-ga.conf"
+BLOCKING = (
+    b"# of ours\n[general]\n"
+    b"block-rpcs=guest-exec,guest-exec-status,guest-get-time,guest-file-open,guest-file-read,guest-file-write\n"
+)
+
+
+def refuses_commands(guest: Guest) -> bool:
+    """Whether the agent answers and runs nothing."""
+    try:
+        told = inside.ask(guest.domain, "guest-info")
+    except AgentFailed:
+        return False
+    return not {command["name"]: command["enabled"] for command in told["supported_commands"]}["guest-exec"]
 
 
 def off(guest: Guest) -> bool:
@@ -79,6 +98,93 @@ def test_a_script_that_fails_fails_the_host_and_the_guest_runs_again(pristine_gu
     assert guest.process() not in (None, before)
     assert guest.answers()
     assert last_outcome(guest)["error"]["error_code"] == "image_failed"
+
+
+def test_the_first_cause_is_told_where_the_start_fails_as_well(pristine_guest: Guest) -> None:
+    guest = pristine_guest
+    make_fresh(guest)
+    before = guest.process()
+    # Nothing boots and answers within a second.
+    broken = {"rescue_repairs": [], "rescue_script": "echo no such luck >&2; exit 7", "rescue_agent_timeout": 1}
+    run = playbook("rescue", guests=[guest.name], variables=broken)
+    assert run.exit_code != 0
+    error = run.records[guest.name]["error"]
+    assert (error["task"], error["error_code"]) == ("Repair the image", "image_failed")
+    assert error["evidence"]["stderr"] == ["no such luck"]
+    assert error["evidence"]["start"]["error_code"] == "agent_silent"
+    assert "After that, its start failed: " in error["remedy"]
+    assert last_outcome(guest)["error"]["error_code"] == "image_failed"
+    assert guest.process() not in (None, before)
+    guest.wait_until_ready()
+
+
+def test_the_agent_is_allowed_what_is_needed_of_it(make_guest: MakeGuest) -> None:
+    guest = make_guest()
+    guest.output("/bin/mkdir", "-p", "/etc/qemu")
+    guest.write_file(CONF, BLOCKING)
+    guest.output(
+        *("/usr/bin/systemd-run", "--collect", "--on-active=100ms", "--timer-property=AccuracySec=10ms"),
+        *("/usr/bin/systemctl", "restart", "qemu-guest-agent.service"),
+    )
+    wait_for(lambda: refuses_commands(guest), "the agent's restart with its filter")
+    run = playbook("rescue", guests=[guest.name], variables={"rescue_repairs": ["agent"]})
+    assert run.exit_code == 0, run.output
+    assert "  Repaired: agent" in run.paragraph(guest.name)
+    guest.wait_until_ready()
+    assert guest.read_file(CONF) == b"# of ours\n[general]\nblock-rpcs=guest-get-time\n"
+    assert guest.read_file(f"{CONF}.kvm-fleet-backup") == BLOCKING
+    assert guest.output("/usr/bin/stat", "-c", "%u %a", CONF) == "0 644"
+
+
+def test_a_guest_is_not_shut_down_under_an_upgrade_whose_run_is_dead(pristine_guest: Guest) -> None:
+    guest = pristine_guest
+    make_fresh(guest)
+    script = "/var/lib/dpkg/info/lab-config.prerm"
+    guest.write_file(script, b"#!/bin/sh\nsleep 900\n")
+    guest.output("/bin/chmod", "755", script)
+    lease = module("guest_lease", name=guest.name, run="run-a", owner="somebody@elsewhere", ttl=1)
+    assert not lease["failed"], lease
+    assert module("guest_upgrade", name=guest.name, run="run-a", interval=1)["finished"] is False
+    before, boot_id = guest.process(), guest.boot_id()
+    run = playbook("rescue", guests=[guest.name], variables={"rescue_take_over": "run-a"})
+    record = run.records[guest.name]
+    assert (run.exit_code != 0, record["outcome"], record["error"]["error_code"]) == (
+        True,
+        "refused",
+        "upgrade_running",
+    )
+    assert (guest.process(), guest.boot_id()) == (before, boot_id)
+
+
+def test_a_run_that_is_killed_while_the_guest_is_off_is_made_up_for_by_the_next_one(
+    pristine_guest: Guest, tmp_path: Path
+) -> None:
+    guest = pristine_guest
+    make_fresh(guest)
+    log = tmp_path / "log"
+    said = literal({"fleet_guests": [guest.name], "rescue_repairs": [], "rescue_script": "touch /etc/begun; sleep 900"})
+    nexts: list[tuple[str, dict[str, object]]] = [
+        ("rescue", {"rescue_repairs": ["fsck"]}),
+        ("upgrade", {"upgrade_packages": False}),
+    ]
+    for name, variables in nexts:
+        before = guest.process()
+        with (
+            log.open("wb") as output,
+            running("ansible-playbook", "--extra-vars", said, "kvm.fleet.rescue", output=output) as controller,
+        ):
+            wait_for(lambda: b"TASK [kvm.fleet.rescue : Repair the image]" in log.read_bytes(), "the repair")
+            assert off(guest)
+            kill(controller)
+        [left] = module("domain_info", names=[guest.name])["domains"]
+        assert (left["state"], left["run"]["shut_down"]) == ("shut_off", True)
+        run = playbook(name, guests=[guest.name], variables=variables)
+        assert run.exit_code == 0, run.output
+        record = run.records[guest.name]
+        assert (record["restarted"], record["resumed"]["run"]) == (True, left["run"]["lease"]["run"])
+        assert guest.process() not in (None, before)
+        guest.wait_until_ready()
+        assert last_outcome(guest)["error"] is None
 
 
 def test_a_guest_that_does_not_go_down_is_left_running(pristine_guest: Guest) -> None:

@@ -65,6 +65,7 @@ class FakeDomain:
 
     ``agent_channel`` is that of the domain as it runs, or as it is while it is off. The next start goes by
     ``channel_at_start``, where that is another. Without a channel, a ``serial_bus`` takes one while the domain runs.
+    A ``managed_save`` image has the channel or not, by ``saved_channel``.
     ``changes`` lists what was done to it, in order. ``faults`` has, by the method's name, the error that each call of
     it raises, ``passing_faults`` one that only the next call raises.
     """
@@ -80,12 +81,14 @@ class FakeDomain:
         self.migrating = False
         self.persistent = True
         self.managed_save = False
+        self.saved_channel = True
         self.on_poweroff = "destroy"
         self.goes_off_before_request = False
         self.agent_channel = True
         self.channel_at_start: bool | None = None
         self.serial_bus = False
         self.disk_formats: tuple[str, ...] = ("qcow2",)
+        self.on_block_devices = False
         self.loader = ""
         self.memory = 512 * 1024 * 1024
         self.pid: int | None = None
@@ -113,6 +116,9 @@ class FakeDomain:
     def has_managed_save(self) -> bool:
         return self.managed_save
 
+    def saved_xml(self) -> str | None:
+        return self._xml(channel=self.saved_channel) if self.managed_save else None
+
     def memory_bytes(self) -> int:
         return self.memory
 
@@ -131,9 +137,10 @@ class FakeDomain:
         return self.agent_channel if self.channel_at_start is None else self.channel_at_start
 
     def _xml(self, *, channel: bool, state: str = "") -> str:
+        kind, source = ("block", "dev") if self.on_block_devices else ("file", "file")
         disks = "".join(
-            f"<disk type='file' device='disk'><driver name='qemu' type='{disk_format}'/>"
-            f"<source file={quoteattr(str(self._hypervisor.images / f'{self.name}.{disk_format}'))}/>"
+            f"<disk type='{kind}' device='disk'><driver name='qemu' type='{disk_format}'/>"
+            f"<source {source}={quoteattr(str(self._hypervisor.images / f'{self.name}.{disk_format}'))}/>"
             f"<target dev='vd{letter}' bus='virtio'/></disk>"
             for disk_format, letter in zip(self.disk_formats, "abc", strict=False)
         )

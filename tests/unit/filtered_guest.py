@@ -104,25 +104,31 @@ def fail_with(error: FleetError | None) -> None:
 
 
 class FakeImages:
-    """Opens images of guests that are off. ``fault`` is the error that each of it raises, ``impossible`` each check."""
+    """Opens images of guests that are off. ``fault`` is the error that each of it raises, ``impossible`` each check.
+
+    ``block_devices`` is what was said of them last.
+    """
 
     def __init__(self) -> None:
         self.opened: list[bool] = []
+        self.block_devices = False
         self.fault: FleetError | None = None
         self.impossible: FleetError | None = None
         self.write_faults: dict[str, FleetError] = {}
 
-    def check(self, domain: Domain, *, uri: str, shut_off: bool) -> None:
+    def check(self, domain: Domain, *, uri: str, shut_off: bool, block_devices: bool) -> None:
         assert (uri, shut_off) == ("qemu:///session", False)
         assert domain.state() in ACTIVE_STATES
+        self.block_devices = block_devices
         fail_with(self.impossible)
 
     @contextmanager
-    def open_image(self, domain: Domain, *, uri: str, read_only: bool) -> Iterator[_OpenImage]:
+    def open_image(self, domain: Domain, *, uri: str, read_only: bool, block_devices: bool) -> Iterator[_OpenImage]:
         assert uri == "qemu:///session"
         assert isinstance(domain, FakeDomain)
         assert domain.state() not in ACTIVE_STATES
         self.opened.append(read_only)
+        self.block_devices = block_devices
         fail_with(self.fault)
         agent = domain.agent
         files = FakeFiles({path: content for path, content in agent.files.items() if content is not None})

@@ -58,6 +58,7 @@ class HypervisorContract:
         assert domain.is_persistent()
         assert not domain.is_migrating()
         assert not domain.has_managed_save()
+        assert domain.saved_xml() is None
         assert domain.memory_bytes() == 512 * 1024 * 1024
         assert "<name>vm1</name>" in domain.xml()
         assert "<name>vm1</name>" in domain.persistent_xml()

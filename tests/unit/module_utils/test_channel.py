@@ -45,18 +45,19 @@ def test_the_device_leaves_addresses_to_libvirt() -> None:
 @pytest.mark.parametrize(
     ("found", "live", "persistent", "reason"),
     [
-        (Found("a", FULL, FULL, False), Live.PRESENT, Persistent.PRESENT, ""),
-        (Found("a", BARE, BARE, False), Live.ADDED, Persistent.ADDED, ""),
-        (Found("a", NOTHING, NOTHING, False), Live.NEEDS_RESTART, Persistent.ADDED, NO_SERIAL_BUS),
-        (Found("a", NOTHING, FULL, False), Live.NEEDS_RESTART, Persistent.PRESENT, NO_SERIAL_BUS),
-        (Found("a", BARE, FULL, False), Live.ADDED, Persistent.PRESENT, ""),
-        (Found("a", FULL, NOTHING, False), Live.PRESENT, Persistent.ADDED, ""),
-        (Found("a", None, NOTHING, False), Live.NOT_RUNNING, Persistent.ADDED, ""),
-        (Found("a", None, FULL, False), Live.NOT_RUNNING, Persistent.PRESENT, ""),
-        (Found("a", None, NOTHING, True), Live.NOT_RUNNING, Persistent.ADDED, SAVED),
-        (Found("a", None, FULL, True), Live.NOT_RUNNING, Persistent.PRESENT, ""),
-        (Found("a", FULL, None, False), Live.PRESENT, Persistent.TRANSIENT, ""),
-        (Found("a", BARE, None, False), Live.ADDED, Persistent.TRANSIENT, ""),
+        (Found("a", FULL, FULL, None), Live.PRESENT, Persistent.PRESENT, ""),
+        (Found("a", BARE, BARE, None), Live.ADDED, Persistent.ADDED, ""),
+        (Found("a", NOTHING, NOTHING, None), Live.NEEDS_RESTART, Persistent.ADDED, NO_SERIAL_BUS),
+        (Found("a", NOTHING, FULL, None), Live.NEEDS_RESTART, Persistent.PRESENT, NO_SERIAL_BUS),
+        (Found("a", BARE, FULL, None), Live.ADDED, Persistent.PRESENT, ""),
+        (Found("a", FULL, NOTHING, None), Live.PRESENT, Persistent.ADDED, ""),
+        (Found("a", None, NOTHING, None), Live.NOT_RUNNING, Persistent.ADDED, ""),
+        (Found("a", None, FULL, None), Live.NOT_RUNNING, Persistent.PRESENT, ""),
+        (Found("a", None, NOTHING, BARE), Live.NOT_RUNNING, Persistent.ADDED, SAVED),
+        (Found("a", None, FULL, BARE), Live.NOT_RUNNING, Persistent.PRESENT, SAVED),
+        (Found("a", None, FULL, FULL), Live.NOT_RUNNING, Persistent.PRESENT, ""),
+        (Found("a", FULL, None, None), Live.PRESENT, Persistent.TRANSIENT, ""),
+        (Found("a", BARE, None, None), Live.ADDED, Persistent.TRANSIENT, ""),
     ],
 )
 def test_each_definition_is_completed_by_itself(found: Found, live: Live, persistent: Persistent, reason: str) -> None:
@@ -68,7 +69,7 @@ def test_each_definition_is_completed_by_itself(found: Found, live: Live, persis
 
 def test_a_transient_domain_that_cannot_take_it_as_it_runs_is_refused() -> None:
     with pytest.raises(ChannelImpossible, match="is transient") as raised:
-        _channel.plan(Found("a", NOTHING, None, False))
+        _channel.plan(Found("a", NOTHING, None, None))
     assert "virsh define" in raised.value.remedy
 
 
@@ -109,6 +110,13 @@ def test_a_domain_that_is_off_has_it_at_its_start(domain: FakeDomain) -> None:
     assert ensure(domain) == Plan(Live.NOT_RUNNING, Persistent.ADDED)
     domain.start()
     assert ensure(domain) == Plan(Live.PRESENT, Persistent.PRESENT)
+
+
+def test_a_saved_image_without_it_is_told_each_time(domain: FakeDomain) -> None:
+    domain.be(DomainState.SHUT_OFF)
+    domain.managed_save, domain.saved_channel = True, False
+    for expected in (Persistent.ADDED, Persistent.PRESENT):
+        assert ensure(domain) == Plan(Live.NOT_RUNNING, expected, SAVED)
 
 
 def test_what_was_plugged_in_by_hand_is_written_down(domain: FakeDomain) -> None:

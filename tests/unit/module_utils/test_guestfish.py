@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import signal
 import subprocess
 import sys
 import time
@@ -20,6 +21,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _guestfish
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import SystemClock
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import ImageFailed, ImageToolsMissing
 from ansible_collections.kvm.fleet.plugins.module_utils._guestfish import (
     Guestfish,
@@ -29,6 +31,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._guestfish import (
     guestfish,
     quote,
 )
+from ansible_collections.kvm.fleet.plugins.module_utils._store import Store
 from tests.unit.fake_guestfish import FakeGuestfish
 
 # What 1.48 printed.
@@ -165,6 +168,26 @@ def test_a_command_that_hangs_is_ended_with_all_of_its_processes(
         assert not runs(int(pid))
 
 
+@pytest.mark.parametrize("busy", [True, False])
+def test_what_has_to_stop_is_ended_at_once_in_the_middle_or_before_the_next_command(
+    fake_guestfish: FakeGuestfish, busy: bool
+) -> None:
+    fake_guestfish.hangs = ["umount-all"]
+    fake_guestfish.ready()
+
+    def stop() -> ImageFailed | None:
+        due = not busy or bool(fake_guestfish.calls("umount-all"))
+        return ImageFailed("somebody else has it", remedy="Wait.") if due else None
+
+    with guestfish(environment(os.environ, emulated=True), stop) as fish:
+        if busy:
+            fish.call("run")
+        with pytest.raises(ImageFailed, match="somebody else has it"):
+            fish.call("umount-all")
+        assert not runs(fish._process.pid)
+    assert bool(fake_guestfish.calls("umount-all")) == busy
+
+
 def runs(pid: int) -> bool:
     stat = Path(f"/proc/{pid}/stat")
     return stat.exists() and stat.read_text(encoding="utf-8").rpartition(") ")[2][0] not in "ZX"
@@ -177,6 +200,39 @@ with guestfish(os.environ) as fish:
     print(fish.text("echo", "there"), fish._process.pid, flush=True)
     time.sleep(600)
 """
+
+
+LOCKED_SPEAKER = """\
+import os, pathlib, sys
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import SystemClock
+from ansible_collections.kvm.fleet.plugins.module_utils._guestfish import guestfish
+from ansible_collections.kvm.fleet.plugins.module_utils._store import Store
+with Store(pathlib.Path(sys.argv[1])).locked("a guest", SystemClock()), guestfish(os.environ) as fish:
+    fish.call("run")
+    print(fish._process.pid, flush=True)
+    fish.call("umount-all")
+"""
+
+
+def test_its_last_command_keeps_the_guests_lock_when_whoever_speaks_to_it_is_killed(
+    fake_guestfish: FakeGuestfish, tmp_path: Path
+) -> None:
+    fake_guestfish.hangs = ["umount-all"]
+    fake_guestfish.ready()
+    collections = Path(_guestfish.__file__).parents[5]
+    store = Store(tmp_path / "runs")
+    with subprocess.Popen(
+        [sys.executable, "-c", LOCKED_SPEAKER, store.directory],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(collections), *sys.path])},
+    ) as speaker:
+        assert speaker.stdout is not None
+        pid = int(speaker.stdout.readline())
+        speaker.kill()
+    assert (runs(pid), store.is_locked("a guest")) == (True, True)
+    os.kill(pid, signal.SIGKILL)
+    store.wait_until_free("a guest", SystemClock(), 30)
 
 
 def test_it_ends_when_whoever_speaks_to_it_is_killed(fake_guestfish: FakeGuestfish) -> None:

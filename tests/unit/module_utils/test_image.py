@@ -19,6 +19,8 @@ from ansible_collections.kvm.fleet.plugins.module_utils._domain_xml import parse
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     DomainRunning,
     DomainUnsafe,
+    FleetError,
+    HypervisorUnavailable,
     ImageFailed,
     ImageToolsMissing,
 )
@@ -51,8 +53,14 @@ def test_all_disks_are_taken_with_the_formats_of_the_definition() -> None:
     assert drives(QCOW2, CDROM, RAW, BLOCK) == (
         Drive("/a & b.qcow2", "qcow2"),
         Drive("/c,d.img", "raw"),
-        Drive("/dev/vg/lv", "raw"),
+        Drive("/dev/vg/lv", "raw", block_device=True),
     )
+
+
+def test_a_device_is_one_whatever_libvirt_calls_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    device = "<disk type='file'><source file='/dev/vg/lv'/><target dev='vdb'/></disk>"
+    monkeypatch.setattr(Path, "is_block_device", lambda _path: True)
+    assert drives(device) == (Drive("/dev/vg/lv", "raw", block_device=True),)
 
 
 @pytest.mark.parametrize(
@@ -95,7 +103,8 @@ def test_only_a_domain_that_is_off_is_opened(
     with pytest.raises(DomainRunning) as refused, open_image(domain, uri="qemu:///session"):
         pass
     assert refused.value.evidence == {"state": state.value}
-    assert "virsh -c qemu:///session shutdown -- web1" in refused.value.remedy
+    verb = "destroy" if state is DomainState.CRASHED else "shutdown"
+    assert f"virsh -c qemu:///session {verb} -- web1" in refused.value.remedy
     assert fake_guestfish.calls() == []
     assert check(domain, uri=URI, shut_off=False)
 
@@ -105,6 +114,60 @@ def test_a_saved_ram_that_knows_the_disks_is_refused(domain: FakeDomain, fake_gu
     domain.managed_save = True
     with pytest.raises(DomainUnsafe, match="managed save"):
         check(domain, uri=URI)
+
+
+def test_a_block_device_which_no_lock_protects_is_opened_only_where_somebody_has_said_so(
+    domain: FakeDomain, fake_guestfish: FakeGuestfish
+) -> None:
+    fake_guestfish.ready()
+    domain.on_block_devices = True
+    for read_only in (True, False):
+        with (
+            pytest.raises(DomainUnsafe, match="block devices") as refused,
+            open_image(domain, uri=URI, read_only=read_only),
+        ):
+            pass
+    assert refused.value.evidence["block_devices"] == [drives_of("web1", parse_definition(domain.xml()))[0].path]
+    assert fake_guestfish.calls() == []
+    with open_image(domain, uri=URI, block_devices=True) as image:
+        assert image.package_format == "deb"
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (None, "was started while its image was worked on, and is paused"),
+        (HypervisorUnavailable("libvirt is gone", remedy="Start it."), "libvirt is gone"),
+    ],
+)
+def test_a_guest_that_may_have_been_started_meanwhile_has_its_block_devices_for_itself(
+    domain: FakeDomain, fake_guestfish: FakeGuestfish, fault: FleetError | None, words: str
+) -> None:
+    fake_guestfish.ready()
+    domain.on_block_devices = True
+
+    def write() -> None:
+        with open_image(domain, uri=URI, block_devices=True) as image:
+            domain.be(DomainState.PAUSED)  # as libvirt has a domain that it is about to start
+            if fault:
+                domain.faults["state"] = fault
+            image.files.write("/etc/new", b"")
+
+    with pytest.raises((DomainRunning, HypervisorUnavailable), match=words):
+        write()
+    assert not (fake_guestfish.root / "etc/new").exists()
+    assert "umount-all" not in [call[0] for call in fake_guestfish.calls()]
+
+
+@pytest.mark.parametrize(("on_block_devices", "read_only"), [(False, False), (True, True)])
+def test_a_start_is_nothing_to_a_file_that_is_locked_or_a_copy(
+    domain: FakeDomain, fake_guestfish: FakeGuestfish, on_block_devices: bool, read_only: bool
+) -> None:
+    fake_guestfish.ready()
+    domain.on_block_devices = on_block_devices
+    with open_image(domain, uri=URI, read_only=read_only, block_devices=True) as image:
+        domain.be(DomainState.PAUSED)
+        image.files.write("/etc/new", b"")
 
 
 def test_without_guestfish_it_is_said_before_anything(

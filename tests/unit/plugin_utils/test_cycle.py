@@ -319,6 +319,7 @@ def test_a_failure_of_the_collection_is_described_whole_and_another_as_far_as_it
         "transient": True,
         "evidence": {},
     }
+    assert describe_failure({**FAILURE, "start": {"failed": False}}) == describe_failure(FAILURE)
     assert describe_failure({"task": "Do it", "result": {}}) == {
         "task": "Do it",
         "error_code": "task_failed",
@@ -410,3 +411,13 @@ def test_a_result_names_the_run_that_was_found_dead() -> None:
     dead = {"run": "run-a", "owner": "root@a", "taken": "2026-03-01T02:00:00Z", "silence": 12.0}
     result = make_result(GUEST, {"lease": {"resumed": None, "taken_over": dead}}, duration=1, check_mode=False)
     assert (result["resumed"], result["taken_over"]) == (None, dead)
+
+
+def test_a_start_that_failed_after_something_else_is_told_with_the_first_cause() -> None:
+    start = {"failed": True, "error_code": "start_failed", "msg": "it is off", "remedy": "Start it.", "evidence": {}}
+    first = describe_failure(FAILURE)
+    told = describe_failure({**FAILURE, "start": start})
+    assert [told[key] for key in ("task", "error_code", "msg")] == [first[key] for key in ("task", "error_code", "msg")]
+    assert told["remedy"] == f"{first['remedy']} After that, its start failed: it is off. Start it."
+    assert told["evidence"]["start"]["error_code"] == "start_failed"
+    assert {**told["evidence"], **first["evidence"]} == told["evidence"]

@@ -12,15 +12,18 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _exec_files
+from ansible_collections.kvm.fleet.plugins.module_utils import _exec_files, _record
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import ImageFailed, ImageToolsMissing
+from ansible_collections.kvm.fleet.plugins.module_utils._record import StepName
+from ansible_collections.kvm.fleet.plugins.module_utils._store import Store, moment, records_directory
 from ansible_collections.kvm.fleet.plugins.modules import guest_agent_policy
 from tests.unit.fake_agent import ALL_COMMANDS, FILE_COMMANDS
 from tests.unit.fake_files import SYSTEMD, UNIT
 from tests.unit.fake_hypervisor import FakeDomain, FakeHypervisor
 from tests.unit.filtered_guest import FakeImages, agent_of, filtered_guest
 from tests.unit.plugins.conftest import Run
+from tests.unit.upgrading_guest import UpgradingGuest
 
 CONF = "/etc/qemu/qemu-ga.conf"
 BACKUP = f"{CONF}.kvm-fleet-backup"
@@ -205,6 +208,18 @@ def test_both_are_blocked_so_the_image_is_edited_while_the_guest_is_off(
     assert changed == result["audit"]
 
 
+@pytest.mark.parametrize("allowed", [True, False])
+def test_what_may_be_done_on_block_devices_is_passed_on(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages, allowed: bool
+) -> None:
+    filtered_guest(hypervisor, blocking(*FILE_COMMANDS, *EXEC))
+    policy(run, "enabled", check=True, block_devices=allowed)
+    assert images.block_devices is allowed
+    images.block_devices = not allowed
+    policy(run, "enabled", block_devices=allowed)
+    assert images.block_devices is allowed
+
+
 @pytest.mark.parametrize("writing", [True, False])
 def test_a_failure_in_the_image_starts_the_guest_again(
     run: Run, hypervisor: FakeHypervisor, images: FakeImages, writing: bool
@@ -380,6 +395,21 @@ def test_the_restart_of_a_run_is_on_record(run: Run, hypervisor: FakeHypervisor,
     policy(run, "enabled", run="mine")
     [step] = json.loads((tmp_path / "state/kvm-fleet/runs" / f"{domain.uuid}.json").read_text())["steps"]
     assert (step["name"], step["status"], step["result"]["pid"]) == ("restart", "done", domain.pid)
+
+
+def test_a_guest_is_not_shut_down_under_an_upgrade_that_is_on_record(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages
+) -> None:
+    domain = filtered_guest(hypervisor, blocking("guest-file-open"))
+    taken(run, "mine")
+    store = Store(records_directory(hypervisor.uri))
+    record = store.read(domain.uuid)
+    assert record
+    store.write(_record.begin(record, StepName.UPGRADE, "mine", {}, moment(hypervisor.clock)))
+    domain.agent.program = UpgradingGuest(hypervisor.clock, left="running", duration=3600).agent.program
+    for check in (True, False):
+        refused = policy(run, "enabled", rpcs=["guest-file-open"], way="offline", run="mine", check=check)
+        assert (refused["error_code"], domain.changes, images.opened) == ("upgrade_running", [], [])
 
 
 def test_a_guest_that_a_dead_run_left_off_is_edited_and_started(

@@ -6,11 +6,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState
+from tests.unit.fake_files import SYSTEMD, UNIT
 from tests.unit.fake_guestfish import FakeGuestfish
 from tests.unit.fake_hypervisor import FakeDomain
 from tests.unit.plugins.conftest import Run
@@ -67,17 +70,92 @@ def test_before_a_shutdown_it_only_sees_whether_it_could(
 ) -> None:
     fake_guestfish.ready()
     asked = {"name": "web1", "repairs": ["fsck"], "before_shutdown": True}
-    told = run("guest_repair", check=True, **asked)
-    assert (told["changed"], told["repairs"], "virt-rescue --format=qcow2" in told["virt_rescue"]) == (False, [], True)
+    for check in (True, False):
+        told = run("guest_repair", check=check, **asked)
+        assert (told["changed"], told["repairs"], told["virt_rescue"]) == (False, [], None)
+        domain.managed_save = True
+        assert run("guest_repair", check=check, **asked)["error_code"] == "domain_unsafe"
+        domain.managed_save = False
     assert fake_guestfish.calls() == []
-    domain.managed_save = True
-    assert run("guest_repair", check=True, **asked)["error_code"] == "domain_unsafe"
-    domain.managed_save = False
-    assert run("guest_repair", **asked)["error_code"] == "domain_running"
+    assert run("guest_repair", check=True, name="web1", repairs=["fsck"])["error_code"] == "domain_running"
+
+
+def test_for_a_shell_another_program_is_looked_for(
+    run: Run, domain: FakeDomain, fake_guestfish: FakeGuestfish, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fake_guestfish.ready()
+    programs = fake_guestfish.directory / "bin"
+    monkeypatch.setenv("PATH", str(programs))
+    asked = {"name": domain.name, "before_shutdown": True, "virt_rescue": True}
+    missing = run("guest_repair", **asked)
+    assert (missing["error_code"], missing["evidence"]) == ("image_tools_missing", {"program": "virt-rescue"})
+    assert "libguestfs-rescue" in missing["remedy"]
+    (programs / "guestfish").rename(programs / "virt-rescue")
+    assert "virt-rescue --format=qcow2" in run("guest_repair", **asked)["virt_rescue"]
+    assert run("guest_repair", name="web1", before_shutdown=True, repairs=["fsck"])["error_code"] == (
+        "image_tools_missing"
+    )
+
+
+CONF = "etc/qemu/qemu-ga.conf"
+
+
+def test_the_agent_is_allowed_what_is_needed_and_everything_else_stays(
+    run: Run, off: FakeDomain, fake_guestfish: FakeGuestfish, tmp_path: Path
+) -> None:
+    audit = tmp_path / "state" / "kvm-fleet" / "audit.jsonl"
+    for path, text in {**SYSTEMD, UNIT: "[Service]\nExecStart=-/usr/sbin/qemu-ga\n"}.items():
+        file = fake_guestfish.root / path.lstrip("/")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text, encoding="ascii")
+    conf = fake_guestfish.root / CONF
+    conf.parent.mkdir()
+    before = "# mine\n[general]\nblock-rpcs=guest-exec,guest-set-time,guest-file-open\n"
+    conf.write_text(before, encoding="ascii")
+    done = run("guest_repair", name="web1", repairs=["agent"])
+    assert conf.read_text(encoding="ascii") == "# mine\n[general]\nblock-rpcs=guest-set-time\n"
+    assert conf.with_name("qemu-ga.conf.kvm-fleet-backup").read_text(encoding="ascii") == before
+    assert (done["changed"], off.changes) == (True, [])
+    assert done["repairs"] == [
+        {
+            "name": "agent",
+            "changed": True,
+            "output": f"/{CONF}: - block-rpcs=guest-exec,guest-set-time,guest-file-open\n"
+            f"/{CONF}: + block-rpcs=guest-set-time\n"
+            f"/{CONF}: its old content is in /{CONF}.kvm-fleet-backup\n",
+        }
+    ]
+    lines = [json.loads(line) for line in audit.read_text(encoding="ascii").splitlines()]
+    assert [(line["event"], line["way"], line["guest"]) for line in lines] == [
+        ("changing", "rescue", "web1"),
+        ("changed", "rescue", "web1"),
+    ]
+    again = run("guest_repair", name="web1", repairs=["agent"])
+    assert (again["changed"], "already" in again["repairs"][0]["output"]) == (False, True)
+    conf.write_text(before, encoding="ascii")
+    assert run("guest_repair", name="web1", repairs=["agent"], check=True)["changed"] is True
+    assert len(audit.read_text(encoding="ascii").splitlines()) == 2
+    fake_guestfish.fails = {"mv": "no space left on device"}
+    fake_guestfish.ready()
+    conf.write_text(before, encoding="ascii")
+    failed = run("guest_repair", name="web1", repairs=["agent"])
+    assert (failed["error_code"], failed["evidence"]["repair"]) == ("image_failed", "agent")
+    assert json.loads(audit.read_text(encoding="ascii").splitlines()[-1])["event"] == "failed"
+    assert conf.read_text(encoding="ascii") == before
 
 
 @pytest.mark.usefixtures("off")
-@pytest.mark.parametrize("asked", [{}, {"script": ""}, {"repairs": ["fsck"], "timeout": 0}])
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {},
+        {"script": ""},
+        {"repairs": ["fsck"], "timeout": 0},
+        {"virt_rescue": True},
+        {"virt_rescue": True, "before_shutdown": True, "repairs": ["fsck"]},
+        {"before_shutdown": True},
+    ],
+)
 def test_what_cannot_be_meant_is_refused(run: Run, asked: dict[str, Any]) -> None:
     assert run("guest_repair", name="web1", **asked)["error_code"] == "invalid_request"
 

@@ -432,10 +432,45 @@ def test_a_guest_is_not_restarted_under_an_upgrade_that_is_on_record(
     for check in (True, False):
         refused = restart(run, "b", check=check)
         assert (refused["error_code"], refused["evidence"]["run"]) == ("upgrade_running", "run-a")
+        refused = run("domain_power", name="web1", state="stopped", run="run-b", check=check)
+        assert (refused["error_code"], refused["evidence"]["run"]) == ("upgrade_running", "run-a")
     assert leased.changes == []
     run("guest_lease", name="web1", run="run-b", state="absent", outcome="refused")
     [info] = run("domain_info", names=["web1"])["domains"]
     assert info["run"]["unfinished"] is True
+
+
+def test_a_silent_guest_is_shut_down_whatever_is_on_record_and_that_is_told(
+    run: Run, hypervisor: FakeHypervisor, leased: FakeDomain
+) -> None:
+    guest = UpgradingGuest(hypervisor.clock, duration=100)
+    leased.agent.program = guest.agent.program
+    upgrade(run, interval=10)
+    take(run, "b")
+    leased.agent.silent = True
+    stopped = [run("domain_power", name="web1", state="stopped", run="run-b", check=check) for check in (True, False)]
+    for told in stopped:
+        assert told["changed"] is True
+        assert "whether it still runs could not be seen" in str(told["warnings"])
+    assert leased.state() is DomainState.SHUT_OFF
+
+
+def test_an_agent_that_is_restarted_by_the_upgrade_is_asked_again(
+    run: Run, hypervisor: FakeHypervisor, leased: FakeDomain
+) -> None:
+    guest = UpgradingGuest(hypervisor.clock, duration=100)
+    leased.agent.program = guest.agent.program
+    upgrade(run, interval=10)
+    take(run, "b")
+    leased.agent.silent = True
+    hypervisor.clock.after(15, lambda: setattr(leased.agent, "silent", False))
+    assert run("domain_power", name="web1", state="stopped", run="run-b")["error_code"] == "upgrade_running"
+
+
+def test_without_an_upgrade_on_record_nobody_is_asked(run: Run, leased: FakeDomain) -> None:
+    asked = len(leased.agent.requests)
+    assert run("domain_power", name="web1", state="stopped", run="run-a")["changed"] is True
+    assert len(leased.agent.requests) == asked
 
 
 def test_a_hypervisor_that_was_rebooted_has_started_the_guest_itself(
