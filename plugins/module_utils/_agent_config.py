@@ -442,14 +442,15 @@ class _Reader:
             return options.config
         if "QGA_CONF" in environment:
             return environment["QGA_CONF"].text
-        # RHEL and its rebuilds build QEMU with the suffix qemu-kvm; Fedora does not.
+        # RHEL and its rebuilds build QEMU with the suffix qemu-kvm; Fedora does not. Oracle Linux (ol) is one of the
+        # rebuilds, and says that it is like Fedora only.
         like = {
             word
             for assignment in parse_environment(OS_RELEASE, self._text(OS_RELEASE))
             if assignment.name in ("ID", "ID_LIKE")
             for word in assignment.value.text.split()
         }
-        return CONFIG_FILE_OF_RHEL if "rhel" in like else CONFIG_FILE
+        return CONFIG_FILE_OF_RHEL if like & {"rhel", "ol"} else CONFIG_FILE
 
 
 def _accumulated(assignments: Sequence[Assignment], name: str) -> list[Assignment]:

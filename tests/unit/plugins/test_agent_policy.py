@@ -362,6 +362,13 @@ def test_what_a_guest_wrote_into_its_files_is_made_fit_to_be_shown(run: Run, hyp
     assert result["files"][0]["lines"][0]["before"] == "block-rpcs= [2J ,guest-exec"
 
 
+def test_a_difference_keeps_its_indentation(run: Run, hypervisor: FakeHypervisor) -> None:
+    filtered_guest(hypervisor, {**DEBIAN, CONF: "  [general]\n  block-rpcs=guest-x,guest-exec\n"})
+    result = policy(run, "enabled", rpcs=["guest-exec"], check=True)
+    assert result["diff"][0]["after"] == "  [general]\n  block-rpcs=guest-x\n"
+    assert result["files"][0]["lines"][0]["after"] == "  block-rpcs=guest-x"
+
+
 def taken(run: Run, run_id: str) -> None:
     assert "error_code" not in run("guest_lease", name="web1", run=run_id, owner="o")
 
