@@ -137,6 +137,17 @@ FAMILIES = [
         EXEC,
     ),
     Family(
+        "ubuntu 18.04",
+        (2, 11),
+        {
+            **SYSTEMD,
+            "/etc/init.d/qemu-guest-agent": "#!/bin/sh\n",
+            "/etc/default/qemu-guest-agent": 'DAEMON_ARGS="--blacklist=guest-exec,guest-exec-status"\n',
+        },
+        "/etc/default/qemu-guest-agent",
+        EXEC,
+    ),
+    Family(
         "rhel 7",
         (2, 12),
         {

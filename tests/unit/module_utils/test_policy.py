@@ -355,6 +355,10 @@ def test_what_cannot_be_edited_is_refused_by_file_and_line(files: FakeFiles, pla
     [
         ({**SYSTEMD}, "has no qemu-guest-agent.service"),
         ({"/proc/1/comm": "init"}, "has no /etc/init.d/qemu-guest-agent"),
+        (
+            {**SYSTEMD, "/usr/lib/systemd/system/qemu-ga@.service": "[Service]\nExecStart=-/usr/bin/qemu-ga\n"},
+            "starts its agent by /usr/lib/systemd/system/qemu-ga@.service",
+        ),
         ({**SYSTEMD, "/etc/systemd/system/qemu-guest-agent.service": ""}, "0 commands"),
         (
             {

@@ -89,6 +89,18 @@ def test_an_agent_that_does_not_start_gets_its_old_settings(
     assert log.read_text().splitlines().count("restart qemu-guest-agent.service") == 2
 
 
+def test_a_unit_that_systemd_makes_of_the_init_script_is_restarted_as_any_other(
+    root: Path, log: Path, clock: FakeClock
+) -> None:
+    fill(root, {**SYSVINIT, "/proc/1/comm": "systemd\n", "/etc/default/qemu-guest-agent": "DAEMON_ARGS='-v'\n"})
+    done = apply_here(DISABLED, clock, check=False, root=root)
+    assert (done.changed, done.files[0].path) == (True, "/etc/default/qemu-guest-agent")
+    assert text(root, "/etc/default/qemu-guest-agent") == (
+        "DAEMON_ARGS='-v --block-rpcs=guest-exec,guest-exec-status'\n"
+    )
+    assert "restart qemu-guest-agent.service" in log.read_text().splitlines()
+
+
 def test_without_systemd_the_init_script_is_used(root: Path, log: Path, clock: FakeClock) -> None:
     """This machine's own has none, so it cannot be seen to run."""
     fill(root, SYSVINIT)
