@@ -33,7 +33,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     ImageFailed,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._exec import last_lines
-from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import MAX_FILE, GuestFiles
+from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import MAX_FILE, RootFiles
 from ansible_collections.kvm.fleet.plugins.module_utils._guestfish import (
     Guestfish,
     appliance,
@@ -255,7 +255,7 @@ class Image:
     """The system of a guest that is off."""
 
     def __init__(self, fish: Guestfish, root: str) -> None:
-        self.files: GuestFiles = ImageFiles(fish)
+        self.files: RootFiles = ImageFiles(fish)
         self._fish = fish
         self._root = root
         self._has_run = False
@@ -330,35 +330,39 @@ class ImageFiles:
             )
         return self._fish.call("download", path, "-", limit=MAX_FILE)
 
-    def write(self, path: str, content: bytes) -> None:
+    def write(self, path: str, content: bytes, *, like: str | None = None) -> None:
         """Give a file this content, the whole of it or nothing.
 
         It is written beside, gets all attributes of the one that is there (owner, mode, ACL, the SELinux label and
         other extended attributes), and takes its place by one rename: an appliance that dies on the way, or the
         hypervisor, leaves the old one. Writing into the file would keep the attributes by itself, and might leave half
-        a file. A file that is new gets the SELinux label of its directory, as the guest's kernel would give it. Of a
-        symbolic link, what it leads to is written.
+        a file. A file that is new gets the attributes of the one that it is to be ``like``, or the SELinux label of its
+        directory, as the guest's kernel would give it. Of a symbolic link, what it leads to is written.
         """
+        model = self._fish.text("realpath", like) if like else None
         if self._is("exists", path):
             path = self._fish.text("realpath", path)
             self._require_file(path)
-            like = path
+            model = model or path
         elif self._is("is-symlink", path):
             raise ImageFailed(f"{path} in the image is a symbolic link to nothing", remedy="Put it in order by hand.")
         else:
-            like = ""
             self._make_directory(posixpath.dirname(path))
         directory, name = posixpath.split(path)
         new = posixpath.join(directory, f".{name}.{NEW}")
         self._fish.call("rm-f", new)
         _upload(self._fish, content, new)
-        if like:
-            self._fish.call("copy-attributes", like, new, options={"all": "true"})
+        if model:
+            self._fish.call("copy-attributes", model, new, options={"all": "true"})
         else:
             self._fish.call("chmod", "0644", new)
             self._label_like(directory, new)
         self._fish.call("sync")
         self._fish.call("mv", new, path)
+        self._fish.call("sync")
+
+    def remove(self, path: str) -> None:
+        self._fish.call("rm-f", path)
         self._fish.call("sync")
 
     def names(self, directory: str) -> Sequence[str]:

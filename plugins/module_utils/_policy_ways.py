@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, Union
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _power, _restart
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import (
@@ -54,12 +54,14 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     ProofFailed,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._exec_files import ExecFiles
-from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import GuestFiles
+from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import RootFiles
 from ansible_collections.kvm.fleet.plugins.module_utils._lease import Recorder
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation, observe
 from ansible_collections.kvm.fleet.plugins.module_utils._policy import EXEC_RPCS, FileChange, Wanted, plan
 from ansible_collections.kvm.fleet.plugins.module_utils._power import PowerOptions, PowerReport, PowerState
 from ansible_collections.kvm.fleet.plugins.module_utils._traced import decode, shown
+
+Files = Union[AgentFiles, RootFiles]
 
 BACKUP = ".kvm-fleet-backup"
 PROOF_SECONDS = 30
@@ -81,7 +83,7 @@ class Image(Protocol):
     """A guest's image that is open."""
 
     @property
-    def files(self) -> GuestFiles: ...
+    def files(self) -> RootFiles: ...
 
 
 class Images(Protocol):
@@ -225,7 +227,7 @@ class _Open:
     """A way that is open, with what was read and planned by it. There is no plan where the guest has to be off."""
 
     way: Way
-    files: GuestFiles | None = None
+    files: Files | None = None
     config: AgentConfig | None = None
     changes: tuple[FileChange, ...] = ()
 
@@ -335,7 +337,7 @@ class _Work:
             return _Closed(error.message)
         return None
 
-    def _planned(self, way: Way, files: GuestFiles) -> _Open:
+    def _planned(self, way: Way, files: Files) -> _Open:
         config = read_config(files, self.version)
         return _Open(way, files, config, plan(config, self._wanted))
 
@@ -417,7 +419,7 @@ class _Work:
             raise
 
     @contextmanager
-    def _changed(self, files: GuestFiles, changes: Sequence[FileChange]) -> Iterator[None]:
+    def _changed(self, files: Files, changes: Sequence[FileChange]) -> Iterator[None]:
         """Change the files for what is then tried, and put them back where that fails."""
         self._write(files, changes)
         try:
@@ -426,7 +428,7 @@ class _Work:
             error.evidence["put_back"] = self._put_back(files, self._report.files)
             raise
 
-    def _write(self, files: GuestFiles, changes: Sequence[FileChange]) -> None:
+    def _write(self, files: Files, changes: Sequence[FileChange]) -> None:
         """Keep what was there, say in the audit what will be, and write it: all of the files, or none."""
         written = [self._kept(files, change) for change in changes]
         self._report.files = written
@@ -440,7 +442,7 @@ class _Work:
                 error.evidence["put_back"] = self._put_back(files, written[:number])
                 raise
 
-    def _kept(self, files: GuestFiles, change: FileChange) -> Written:
+    def _kept(self, files: Files, change: FileChange) -> Written:
         written = Written(change.path, change)
         if change.before is None:
             return written
@@ -449,7 +451,7 @@ class _Work:
             return replace(written, backup=kept, backup_on="hypervisor")
         return replace(written, backup=keep_beside(files, change.path, change.before), backup_on="guest")
 
-    def _put_back(self, files: GuestFiles, written: Sequence[Written]) -> bool:
+    def _put_back(self, files: Files, written: Sequence[Written]) -> bool:
         """Give the files their old content; tells whether that is known to have been done."""
         try:
             for one in written:
@@ -536,13 +538,16 @@ def audit_facts(
     }
 
 
-def keep_beside(files: GuestFiles, path: str, content: bytes) -> str:
-    """Keep the content of a file in a copy beside it, and return that one's path. A copy is never overwritten."""
+def keep_beside(files: RootFiles, path: str, content: bytes) -> str:
+    """Keep the content of a file in a copy beside it, for the same eyes, and return that one's path.
+
+    A copy is never overwritten.
+    """
     for number in range(1000):
         kept = f"{path}{BACKUP}.{number}" if number else f"{path}{BACKUP}"
         there = files.read(kept)
         if there is None:
-            files.write(kept, content)
+            files.write(kept, content, like=path)
         if there in (None, content):
             return kept
     raise PolicyUnsupported(
@@ -552,9 +557,9 @@ def keep_beside(files: GuestFiles, path: str, content: bytes) -> str:
     )
 
 
-def put_back(files: GuestFiles, change: FileChange) -> None:
-    """Give a file its old content. One that was not there is left empty where it cannot be removed."""
-    if change.before is None and isinstance(files, ExecFiles):
+def put_back(files: Files, change: FileChange) -> None:
+    """Give a file its old content. One that was not there is removed; by the agent's own commands none is made."""
+    if change.before is not None:
+        files.write(change.path, change.before)
+    elif not isinstance(files, AgentFiles):
         files.remove(change.path)
-    else:
-        files.write(change.path, change.before or b"")

@@ -194,6 +194,7 @@ def test_guest_exec_is_blocked_and_allowed_again_check_real_again(pristine_guest
     added = ours.replace(b"[general]\r\n", b"[general]\r\nblock-rpcs=guest-exec,guest-exec-status\r\n")
     assert guest.read_file(CONF) == added
     assert guest.read_file(f"{CONF}.kvm-fleet-backup") == ours
+    assert guest.output("/usr/bin/stat", "-c", "%a %U:%G", f"{CONF}.kvm-fleet-backup") == "640 root:adm\n"
     assert [(entry["event"], entry["owner"], entry["way"]) for entry in audited(guest)[known:]] == [
         ("changing", "test", "exec"),
         ("changed", "test", "exec"),

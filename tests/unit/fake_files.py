@@ -29,11 +29,15 @@ class FakeFiles:
     def read(self, path: str) -> bytes | None:
         return self.contents.get(path)
 
-    def write(self, path: str, content: bytes) -> None:
+    def write(self, path: str, content: bytes, *, like: str | None = None) -> None:
         if path in self.faults:
             raise self.faults[path]
+        assert like is None or like in self.contents
         self.written.append(path)
         self.contents[path] = content
+
+    def remove(self, path: str) -> None:
+        del self.contents[path]
 
     def names(self, directory: str) -> Sequence[str] | None:
         if not self.lists:

@@ -47,7 +47,7 @@ class FilteredAgent(FakeAgent):
             _exec_files._READ: self._cat,
             _exec_files._FETCH: self._fetch,
             _exec_files._NAMES: self._list,
-            _exec_files._WRITE: lambda path: self._store(path, call.stdin),
+            _exec_files._WRITE: lambda path, _like: self._store(path, call.stdin),
             _exec_files._REMOVE: self._forget,
             _exec_files._PROBE: Ending,
             _exec_files._LAUNCH: self._launch,
@@ -131,7 +131,7 @@ class FakeImages:
         yield _OpenImage(files)
         if read_only:
             assert files.written == []
-        agent.files.update(files.contents)
+        agent.files = {"/proc/1/comm": agent.files["/proc/1/comm"], **files.contents}
 
 
 def filtered_guest(hypervisor: FakeHypervisor, files: Mapping[str, str], name: str = "web1") -> FakeDomain:

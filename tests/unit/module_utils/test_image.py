@@ -234,6 +234,27 @@ def test_a_file_is_replaced_as_a_whole_with_its_attributes(domain: FakeDomain, f
     assert written[start : start + 6] == ["rm-f", "upload", "copy-attributes", "sync", "mv", "sync"]
 
 
+def test_a_file_that_is_new_may_be_like_another_one(domain: FakeDomain, fake_guestfish: FakeGuestfish) -> None:
+    fake_guestfish.ready()
+    old = fake_guestfish.root / "etc" / "conf"
+    old.write_bytes(b"old")
+    old.chmod(0o640)
+    (fake_guestfish.root / "etc" / "link").symlink_to("/etc/conf")
+    with open_image(domain, uri=URI) as image:
+        image.files.write("/etc/copy", b"kept", like="/etc/link")
+    copy = fake_guestfish.root / "etc" / "copy"
+    assert (copy.read_bytes(), copy.stat().st_mode & 0o777) == (b"kept", 0o640)
+    assert [call[1] for call in fake_guestfish.calls("copy-attributes")] == ["/etc/conf"]
+
+
+def test_a_file_is_removed(domain: FakeDomain, fake_guestfish: FakeGuestfish) -> None:
+    fake_guestfish.ready()
+    (fake_guestfish.root / "etc" / "conf").touch()
+    with open_image(domain, uri=URI) as image:
+        image.files.remove("/etc/conf")
+        assert image.files.read("/etc/conf") is None
+
+
 def test_a_file_that_is_new_is_labelled_like_its_directory(domain: FakeDomain, fake_guestfish: FakeGuestfish) -> None:
     fake_guestfish.labels = {"/etc": "system_u:object_r:etc_t:s0"}
     fake_guestfish.ready()

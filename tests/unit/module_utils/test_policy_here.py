@@ -76,6 +76,14 @@ def test_check_real_again(root: Path, log: Path, clock: FakeClock) -> None:
     assert len(log.read_text().splitlines()) == 3
 
 
+@pytest.mark.usefixtures("log")
+def test_a_copy_is_for_the_same_eyes(root: Path, clock: FakeClock) -> None:
+    fill(root, DEBIAN)
+    (root / CONF.lstrip("/")).chmod(0o640)
+    apply_here(DISABLED, clock, check=False, root=root)
+    assert (root / f"{CONF}.kvm-fleet-backup".lstrip("/")).stat().st_mode & 0o777 == 0o640
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_an_agent_that_does_not_start_gets_its_old_settings(
     root: Path, log: Path, clock: FakeClock, there: bool
