@@ -56,6 +56,9 @@ MAX_OUTPUT = 256 * 1024
 
 NEW = "kvm-fleet-new"
 
+# What libblkid calls a swap device that has the RAM of a hibernated system.
+_HIBERNATED = ("swsuspend", "tuxonice")
+
 _FORMAT = re.compile(r"[a-z0-9_+-]+")
 _FILE_SYSTEM = re.compile(r"(/dev/[^:\s]+|btrfsvol:\S+): (\S+)")
 _MOUNT_POINT = re.compile(r"(/[^\n]*): (/dev/\S+|btrfsvol:\S+)")
@@ -138,21 +141,25 @@ def virt_rescue(domain: Domain, drives: Sequence[Drive]) -> str:
 
 
 @contextmanager
-def open_disks(domain: Domain, *, uri: str, read_only: bool = False) -> Iterator[Disks]:
+def open_disks(domain: Domain, *, uri: str, read_only: bool = False, shut_off: bool = True) -> Iterator[Disks]:
     """The disks of a domain that is off, in an appliance, with nothing mounted yet.
 
     ``read_only`` opens a copy that is thrown away: it can be written to as well, and nothing of that stays. It does not
     lock the image; a domain that is started meanwhile is not disturbed, and what is read may then fit no single moment.
+    So it may be of a domain that still runs as well, unless ``shut_off``: its disks are then as after a power failure.
 
-    Raises what ``check`` raises, and ImageFailed.
+    A guest that is hibernated is refused: resumed, it would go on with what it knew of its file systems.
+    Raises what ``check`` raises, DomainUnsafe and ImageFailed.
     """
-    drives = check(domain, uri=uri)
+    drives = check(domain, uri=uri, shut_off=shut_off or not read_only)
     variables = environment(os.environ, emulated=parse_definition(domain.xml()).emulated)
     for verbose in (False, True):
         with guestfish(variables) as fish:
             if not _launched(domain.name, fish, drives, read_only=read_only, verbose=verbose):
                 continue
-            yield Disks(domain.name, fish)
+            disks = Disks(domain.name, fish)
+            disks.require_not_hibernated()
+            yield disks
             fish.close()
             return
 
@@ -186,6 +193,25 @@ class Disks:
     def file_systems(self) -> dict[str, str]:
         """What type of file system is on each device of the appliance."""
         return dict(self._pairs("list-filesystems", _FILE_SYSTEM))
+
+    def require_not_hibernated(self) -> None:
+        """Raise DomainUnsafe where a swap device has the guest's RAM.
+
+        Nothing is mounted for it, as it is to find a guest's system, and even to list the file systems where one is
+        btrfs: that alone would change them.
+        """
+        listings = ["list-devices", "list-partitions"]
+        if self.fish.text("feature-available", "lvm2") == "true":
+            listings.append("lvs")
+        devices = [device for listing in listings for device in self.fish.text(listing).splitlines()]
+        saved = [device for device in devices if self.fish.text("vfs-type", device) in _HIBERNATED]
+        if saved:
+            raise DomainUnsafe(
+                f"domain {self._name!r} is hibernated: its RAM is on {', '.join(saved)} of its image and knows the "
+                "file systems as they are now; resumed after a change, it would damage them",
+                remedy="Start it, so that it resumes, and shut it down properly.",
+                evidence={"devices": saved},
+            )
 
     def mount(self) -> Image:
         """Find the system on the disks and mount its file systems. Raises ImageFailed."""
@@ -245,10 +271,10 @@ class Disks:
 
 
 @contextmanager
-def open_image(domain: Domain, *, uri: str, read_only: bool = False) -> Iterator[Image]:
+def open_image(domain: Domain, *, uri: str, read_only: bool = False, shut_off: bool = True) -> Iterator[Image]:
     """The image of a domain that is off, with the file systems of its system mounted. See ``open_disks``."""
     with ExitStack() as stack:
-        yield stack.enter_context(open_disks(domain, uri=uri, read_only=read_only)).mount()
+        yield stack.enter_context(open_disks(domain, uri=uri, read_only=read_only, shut_off=shut_off)).mount()
 
 
 class Image:

@@ -23,7 +23,14 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     ImageToolsMissing,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import MAX_FILE
-from ansible_collections.kvm.fleet.plugins.module_utils._image import Drive, check, drives_of, open_image, virt_rescue
+from ansible_collections.kvm.fleet.plugins.module_utils._image import (
+    Drive,
+    check,
+    drives_of,
+    open_disks,
+    open_image,
+    virt_rescue,
+)
 from tests.unit.fake_guestfish import FakeGuestfish
 from tests.unit.fake_hypervisor import FakeDomain, FakeHypervisor
 
@@ -136,6 +143,38 @@ def test_the_command_for_a_person_opens_the_same_disks(domain: FakeDomain, hyper
     words = shlex.split(virt_rescue(domain, drives_of("web1", parse_definition(domain.xml()))))
     assert words[:4] == ["env", "LIBGUESTFS_BACKEND=direct", "LIBGUESTFS_BACKEND_SETTINGS=force_tcg", "virt-rescue"]
     assert words[4:] == ["--format=qcow2", "-a", str(hypervisor.images / "web1.qcow2"), "-i"]
+
+
+@pytest.mark.parametrize("read_only", [True, False])
+@pytest.mark.parametrize("kind", ["swsuspend", "tuxonice"])
+def test_a_hibernated_guest_is_refused_before_anything_is_mounted(
+    domain: FakeDomain, fake_guestfish: FakeGuestfish, kind: str, read_only: bool
+) -> None:
+    fake_guestfish.file_systems = f"/dev/sda1: ext4\n/dev/sda2: {kind}\n"
+    fake_guestfish.ready()
+    disks = open_disks(domain, uri=URI, read_only=read_only)
+    with pytest.raises(DomainUnsafe, match="is hibernated: its RAM is on /dev/sda2") as refused, disks:
+        pass
+    assert "shut it down properly" in refused.value.remedy
+    asked = {call[0] for call in fake_guestfish.calls()}
+    assert asked == {"add", "run", "list-devices", "list-partitions", "feature-available", "lvs", "vfs-type"}
+
+
+def test_an_appliance_without_lvm_is_not_asked_for_it(domain: FakeDomain, fake_guestfish: FakeGuestfish) -> None:
+    fake_guestfish.answers = {"feature-available": "false\n"}
+    fake_guestfish.fails = {"lvs": "feature 'lvm2' is not available in this build of libguestfs"}
+    fake_guestfish.ready()
+    with open_disks(domain, uri=URI):
+        pass
+
+
+def test_only_a_look_is_had_at_a_domain_that_runs(domain: FakeDomain, fake_guestfish: FakeGuestfish) -> None:
+    fake_guestfish.ready()
+    domain.be(DomainState.RUNNING)
+    with open_image(domain, uri=URI, read_only=True, shut_off=False) as image:
+        assert image.files.read("/etc/conf") is None
+    with pytest.raises(DomainRunning), open_image(domain, uri=URI, shut_off=False):
+        pass
 
 
 # --- opening it ----------------------------------------------------------------------------------
