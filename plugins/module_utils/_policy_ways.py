@@ -6,7 +6,8 @@
 
 By guest-exec, where the agent allows it, as when only other RPCs are blocked or guest-exec is to be. By the agent's
 own commands for files, and a power cycle, since nothing gentler restarts the agent from outside. Or in the guest's
-image, while the guest is shut down for it. Whatever fails on the way, the guest is left running as it was.
+image, while the guest is shut down for it, which needs no agent that answers. Whatever fails on the way, the guest is
+left running as it was.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._agent import (
     WRITE_COMMANDS,
     AgentInfo,
     GuestAgent,
+    command_blocked,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._agent_config import (
     DROP_IN_DIRECTORIES,
@@ -42,10 +44,13 @@ from ansible_collections.kvm.fleet.plugins.module_utils._domain import (
     require_running,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    AgentCommandFailed,
+    AgentSilent,
     CommandFailed,
     DomainBusy,
     DomainUnsafe,
     FleetError,
+    GuestUnsupported,
     ImageFailed,
     ImageToolsMissing,
     InvalidRequest,
@@ -57,7 +62,13 @@ from ansible_collections.kvm.fleet.plugins.module_utils._exec_files import ExecF
 from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import RootFiles
 from ansible_collections.kvm.fleet.plugins.module_utils._lease import Recorder
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation, observe
-from ansible_collections.kvm.fleet.plugins.module_utils._policy import EXEC_RPCS, FileChange, Wanted, plan
+from ansible_collections.kvm.fleet.plugins.module_utils._policy import (
+    EXEC_RPCS,
+    LIFELINES,
+    FileChange,
+    Wanted,
+    plan,
+)
 from ansible_collections.kvm.fleet.plugins.module_utils._power import PowerOptions, PowerReport, PowerState
 from ansible_collections.kvm.fleet.plugins.module_utils._traced import decode, shown
 
@@ -87,12 +98,14 @@ class Image(Protocol):
 
 
 class Images(Protocol):
-    """What opens the images of domains that are off."""
+    """What opens the images of domains that are off; for a look, also of those that run, as their disks are then."""
 
     def check(self, domain: Domain, *, uri: str, shut_off: bool) -> object:
         """Raise what would keep the image from being opened. Unless ``shut_off``, the domain may still run."""
 
-    def open_image(self, domain: Domain, *, uri: str, read_only: bool) -> AbstractContextManager[Image]: ...
+    def open_image(
+        self, domain: Domain, *, uri: str, read_only: bool, shut_off: bool
+    ) -> AbstractContextManager[Image]: ...
 
 
 @dataclass(frozen=True)
@@ -148,8 +161,8 @@ class Written:
 class Report:
     """What was done, or would be.
 
-    ``known`` is False in check mode, where the files could only be read after a shutdown. ``proved`` tells whether the
-    agent itself was asked afterwards.
+    ``known`` is False in check mode, where the files could only be read after a shutdown. What else is told of a guest
+    that runs is as its disks were at that moment. ``proved`` tells whether the agent itself was asked afterwards.
     """
 
     changed: bool
@@ -190,12 +203,27 @@ def apply_policy(
     if observed.state not in ACTIVE_STATES:
         return work.while_off()
     require_running(domain.name, observed.state)
-    info = work.agent.info()
-    if request.wanted.met_by(lambda rpc: info.commands.get(rpc, False)):
-        return Report(changed=False, proved=True)
-    _refuse_what_no_setting_changes(domain, request.wanted, info)
-    work.version = parse_version(info.version)
+    info = _ask(work.agent, request.wanted)
+    if isinstance(info, _Closed):
+        work.mind_that_the_agent_does_not_answer()
+    else:
+        if request.wanted.met_by(lambda rpc: info.commands.get(rpc, False)):
+            return Report(changed=False, proved=True)
+        _refuse_what_no_setting_changes(domain, request.wanted, info)
+        work.version = parse_version(info.version)
     return work.by(work.choose(info))
+
+
+def _ask(agent: GuestAgent, wanted: Wanted) -> AgentInfo | _Closed:
+    """What the agent allows, or why it does not tell: it hangs, or it may not. Raises AgentCommandBlocked."""
+    try:
+        return agent.info()
+    except AgentSilent as error:
+        return _Closed(error.message)
+    except AgentCommandFailed as error:
+        if not wanted.allowed:  # nothing could prove that
+            raise command_blocked(["guest-info"]) from error
+        return _Closed(f"the agent does not tell what it allows, as where guest-info is blocked ({error.message})")
 
 
 def _refuse_what_no_setting_changes(domain: Domain, wanted: Wanted, info: AgentInfo) -> None:
@@ -248,6 +276,7 @@ class _Work:
     ) -> None:
         self.agent = GuestAgent(domain, hypervisor.clock)
         self.version: tuple[int, int] | None = None
+        self._agent_answers = True
         self._hypervisor = hypervisor
         self._clock = hypervisor.clock
         self._domain = domain
@@ -262,7 +291,13 @@ class _Work:
 
     # --- which way --------------------------------------------------------------------------------
 
-    def choose(self, info: AgentInfo) -> _Open:
+    def mind_that_the_agent_does_not_answer(self) -> None:
+        """It has to be allowed what libvirt needs to speak to it, or what proves the change, as well."""
+        self._agent_answers = False
+        if self._wanted.allowed:
+            self._wanted = replace(self._wanted, rpcs=tuple(dict.fromkeys((*self._wanted.rpcs, *LIFELINES))))
+
+    def choose(self, info: AgentInfo | _Closed) -> _Open:
         """The first way that is open, or the one that was asked for. Raises NoWayOpen."""
         closed: dict[str, str] = {}
         for way, look in (
@@ -283,7 +318,7 @@ class _Work:
             evidence={"ways": closed},
         )
 
-    def _look_by_exec(self, info: AgentInfo) -> _Open | _Closed:
+    def _look_by_exec(self, info: AgentInfo | _Closed) -> _Open | _Closed:
         blocked = _blocked(info, EXEC_RPCS)
         if blocked:
             return blocked
@@ -295,11 +330,15 @@ class _Work:
         files.fetch(USUAL_FILES, DROP_IN_DIRECTORIES)
         return self._planned(Way.EXEC, files)
 
-    def _look_by_files(self, info: AgentInfo) -> _Open | _Closed:
+    def _look_by_files(self, info: AgentInfo | _Closed) -> _Open | _Closed:
         closed = _blocked(info, tuple(dict.fromkeys((*READ_COMMANDS, *WRITE_COMMANDS)))) or self._no_power_cycle()
         if closed:
             return closed
-        found = self._planned(Way.FILES, AgentFiles(self.agent))
+        try:
+            found = self._planned(Way.FILES, AgentFiles(self.agent))
+        except (AgentCommandFailed, GuestUnsupported, PolicyUnsupported) as error:
+            # The agent lists no directory, so what decides may be in a file that nobody has seen.
+            return _Closed(f"what could be seen of the settings is not enough to change them: {error.message}")
         new = [change.path for change in found.changes if change.before is None]
         if new:
             return _Closed(
@@ -312,8 +351,26 @@ class _Work:
             )
         return found
 
-    def _look_offline(self, _info: AgentInfo) -> _Open | _Closed:
-        return self._no_power_cycle() or self._no_image() or _Open(Way.OFFLINE)
+    def _look_offline(self, info: AgentInfo | _Closed) -> _Open | _Closed:
+        """What can be refused is refused before the guest is shut down, by its disks as they are while it runs.
+
+        A guest whose agent does not answer is shut down only for what is to be edited: it may just be booting, or have
+        no agent. Whoever asks for this way knows better.
+        """
+        closed = self._no_power_cycle() or self._no_image()
+        if closed:
+            return closed
+        has_to_help = self._request.way is None and isinstance(info, _Closed)
+        try:
+            with self._image(read_only=True, shut_off=False) as image:
+                found = self._planned(Way.OFFLINE, image.files)
+        except DomainUnsafe as error:
+            return _Closed(error.message)
+        except ImageFailed as error:  # disks that are written to meanwhile may make no sense
+            return _Closed(error.message) if has_to_help else _Open(Way.OFFLINE)
+        if has_to_help and not found.changes:
+            return _Closed("the settings are as wanted, so it is the agent that has to be mended, or only restarted")
+        return replace(found, files=None)
 
     def _no_image(self) -> _Closed | None:
         try:
@@ -323,8 +380,10 @@ class _Work:
         return None
 
     @contextmanager
-    def _image(self, *, read_only: bool) -> Iterator[Image]:
-        with self._images.open_image(self._domain, uri=self._hypervisor.uri, read_only=read_only) as image:
+    def _image(self, *, read_only: bool, shut_off: bool = True) -> Iterator[Image]:
+        with self._images.open_image(
+            self._domain, uri=self._hypervisor.uri, read_only=read_only, shut_off=shut_off
+        ) as image:
             yield image
 
     def _no_power_cycle(self) -> _Closed | None:
@@ -355,7 +414,7 @@ class _Work:
             return self._report
         with self._audited():
             if found.files is None:
-                self._power_cycle(self._edit_image)
+                self._change_in_image()
             elif found.way is Way.FILES:
                 with self._changed(found.files, found.changes):
                     self._power_cycle()
@@ -389,8 +448,7 @@ class _Work:
             return self._report
         with self._audited():
             if self._report.restarted:
-                self._power_cycle(self._edit_image)
-                self._prove(PROOF_SECONDS)
+                self._change_in_image()
             else:
                 self._edit_image()
         self._report.changed = bool(self._report.files) or self._report.restarted
@@ -403,9 +461,49 @@ class _Work:
             self._tell(config, changes)
             self._write(image.files, changes)
 
+    def _change_in_image(self) -> None:
+        """Edit the image while the guest is shut down for it. What does not prove good is undone in the same way."""
+        try:
+            self._power_cycle(self._edit_image)
+            self._prove(PROOF_SECONDS)
+        except FleetError as error:
+            if self._report.audit and error.evidence.get("put_back") is not True:
+                self._undo_in_image(error)
+            raise
+
+    def _undo_in_image(self, error: FleetError) -> None:
+        """Bring the old files back by another power cycle, and say with the error what has come of that."""
+        error.evidence["put_back"] = False
+
+        def edit() -> None:
+            with self._image(read_only=False) as image:
+                for one in self._report.files:
+                    put_back(image.files, one.change)
+            error.evidence["put_back"] = True
+
+        try:
+            self._observed = observe(self._hypervisor, self._domain)
+            self._agent_answers = False
+            self._power_cycle(edit)
+        except FleetError as second:
+            error.evidence["undoing"] = second.message
+        backups = {one.path: one.backup for one in self._report.files}
+        error.evidence["backups"] = backups
+        if not error.evidence["put_back"]:
+            changed = ", ".join(
+                f"{path} (its copy is {copy})" if copy else f"{path} (which was made)" for path, copy in backups.items()
+            )
+            error.remedy += f" The settings could not be put back: {shown(changed)}."
+
     def _power_cycle(self, meanwhile: Callable[[], None] = lambda: None) -> PowerReport:
         return _restart.cycle(
-            self._hypervisor, self._domain, self._observed, self._request.power, self._recorder, meanwhile=meanwhile
+            self._hypervisor,
+            self._domain,
+            self._observed,
+            self._request.power,
+            self._recorder,
+            meanwhile=meanwhile,
+            agent_answers=self._agent_answers,
         )
 
     def _change_by_exec(self, files: ExecFiles, changes: Sequence[FileChange]) -> None:
@@ -466,24 +564,27 @@ class _Work:
         """Raise ProofFailed unless the agent comes to say what was wanted."""
         if self._report.proved:
             return
+        wanted = self._request.wanted
         said: dict[str, bool] = {}
         for _tick in ticks(Deadline(self._clock, seconds), self._clock):
             try:
                 said.update(self.agent.info().commands)
+            except AgentCommandFailed:
+                continue  # it may not even tell
             except FleetError as error:
                 if not error.transient:
                     raise
                 continue
-            if self._wanted.met_by(lambda rpc: said.get(rpc, False)):
+            if wanted.met_by(lambda rpc: said.get(rpc, False)):
                 self._report.proved = True
                 return
         backups = {one.path: one.backup for one in self._report.files}
         raise ProofFailed(
             f"the agent of {self._domain.name!r} was restarted with the changed settings and still does not "
-            f"{'allow' if self._wanted.allowed else 'block'} all of {', '.join(self._wanted.rpcs)}",
+            f"{'allow' if wanted.allowed else 'block'} all of {', '.join(wanted.rpcs)}",
             remedy="See 'systemctl cat qemu-guest-agent' and 'systemctl status qemu-guest-agent' in the guest: another "
             "setting may decide, or SELinux may. The evidence names the copies of what was changed.",
-            evidence={"allowed": {rpc: said.get(rpc) for rpc in self._wanted.rpcs}, "backups": backups},
+            evidence={"allowed": {rpc: said.get(rpc) for rpc in wanted.rpcs}, "backups": backups},
         )
 
     @contextmanager
@@ -510,7 +611,9 @@ class _Work:
         )
 
 
-def _blocked(info: AgentInfo, rpcs: Sequence[str]) -> _Closed | None:
+def _blocked(info: AgentInfo | _Closed, rpcs: Sequence[str]) -> _Closed | None:
+    if isinstance(info, _Closed):
+        return info
     missing = [rpc for rpc in rpcs if not info.commands.get(rpc, False)]
     return _Closed(f"the agent does not allow {', '.join(missing)}") if missing else None
 

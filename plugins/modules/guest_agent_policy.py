@@ -18,8 +18,11 @@ description:
   - If the agent says that all is as wanted, no file is looked at.
   - A copy of each changed file is kept, and what was changed is written to C(/var/lib/kvm-fleet/audit.jsonl) on the
     hypervisor.
-  - Afterwards the agent has to say what was wanted. Where it does not, the task fails, and files that were changed by
-    O(way=exec) or O(way=files) get their old content back.
+  - Afterwards the agent has to say what was wanted. Where it does not, the task fails, and the files get their old
+    content back, by O(way=offline) with a second power cycle. If that fails as well, the remedy names the copies.
+  - An agent that hangs, or that may not tell what it allows (C(guest-info)), can be set up by O(way=offline). It is then
+    allowed C(guest-info), C(guest-ping) and C(guest-sync) as well. Unless asked for this way, the module does not shut
+    such a guest down where its settings are as wanted already.
 extends_documentation_fragment:
   - kvm.fleet.hypervisor
   - kvm.fleet.hypervisor.domain
@@ -28,8 +31,9 @@ attributes:
   check_mode:
     support: full
     details:
-      - Where only O(way=offline) is open to a guest that runs, its files cannot be read without a shutdown.
-        RV(files) is then empty and RV(known) is V(false).
+      - Where only O(way=offline) is open to a guest that runs, its files are read from its disks as they are at that
+        moment. What it has not written out yet, for half a minute or so, is not seen. Where its disks make no sense while
+        it runs, RV(files) is empty and RV(known) is V(false).
   diff_mode:
     support: full
 options:
@@ -50,8 +54,8 @@ options:
       - How to reach the guest's files. V(auto) takes the first of the others that is open, in their order.
       - V(exec) runs commands in the guest, which needs C(guest-exec), and has a transient unit restart the agent.
       - V(files) uses the agent's own commands for files, where they are allowed. A power cycle then restarts the agent.
-      - V(offline) shuts the guest down gracefully, edits its image with libguestfs and starts it again. A guest that is
-        off stays off.
+      - V(offline) shuts the guest down gracefully, edits its image with libguestfs and starts it again. What can be
+        refused is refused before that, by a look at its disks. A guest that is off stays off.
       - If none is open, the task fails with the error code C(no_way_open), and its evidence says why for each. With an
         account in the guest there is M(kvm.fleet.agent_policy_local).
     type: str
@@ -134,7 +138,9 @@ files:
       type: str
       sample: /etc/sysconfig/qemu-ga
     backup:
-      description: Where its old content is kept. V(null) in check mode, and for a file that was made.
+      description: >-
+        Where its old content is kept, for the same eyes as the file itself. V(null) in check mode, and for a file that
+        was made.
       type: str
       sample: /etc/sysconfig/qemu-ga.kvm-fleet-backup
     backup_on:
@@ -161,7 +167,8 @@ restarted:
   type: bool
   sample: true
 known:
-  description: Whether RV(files) tells all. V(false) in check mode where they could only be read after a shutdown.
+  description: >-
+    Whether RV(files) tells all. V(false) in check mode where they could only be read after a shutdown, see there.
   returned: success
   type: bool
   sample: true
