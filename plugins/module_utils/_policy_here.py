@@ -105,19 +105,21 @@ def _unusable(path: str, error: OSError) -> GuestUnsupported:
     )
 
 
-def apply_here(wanted: Wanted, clock: Clock, *, check: bool, root: Path = Path("/")) -> Report:
+def apply_here(wanted: Wanted, clock: Clock, *, restart: bool = False, check: bool, root: Path = Path("/")) -> Report:
     """Have this machine's own agent allow or block what is wanted.
 
+    Without a file to change the agent is restarted only where ``restart`` says so, for one that has not read them yet.
     That the agent then does is for the hypervisor to see. An agent that does not start gets its old settings back.
     """
     wanted.check()
     files = LocalFiles(root)
     config = read_config(files, parse_version(_installed_version()))
     changes = plan(config, wanted)
-    report = Report(changed=bool(changes), restarted=bool(changes))
+    restart = restart or bool(changes)
+    report = Report(changed=restart, restarted=restart)
     report.settings = {rpc: config.settings_against(rpc) for rpc in wanted.rpcs}
     report.files = [Written(change.path, change) for change in changes]
-    if check or not changes:
+    if check or not restart:
         return report
     report.files = [
         written

@@ -76,6 +76,18 @@ def test_check_real_again(root: Path, log: Path, clock: FakeClock) -> None:
     assert len(log.read_text().splitlines()) == 3
 
 
+def test_an_agent_that_has_not_read_its_files_yet_is_restarted_without_a_change(
+    root: Path, log: Path, clock: FakeClock
+) -> None:
+    fill(root, {**DEBIAN, CONF: BLOCKED})
+    predicted = apply_here(DISABLED, clock, restart=True, check=True, root=root)
+    assert (predicted.changed, predicted.restarted, log.exists()) == (True, True, False)
+    done = apply_here(DISABLED, clock, restart=True, check=False, root=root)
+    assert (done.changed, done.restarted, done.files) == (True, True, [])
+    assert "restart qemu-guest-agent.service" in log.read_text().splitlines()
+    assert text(root, CONF) == BLOCKED
+
+
 @pytest.mark.usefixtures("log")
 def test_a_copy_is_for_the_same_eyes(root: Path, clock: FakeClock) -> None:
     fill(root, DEBIAN)
