@@ -277,6 +277,7 @@ class _Work:
         self.agent = GuestAgent(domain, hypervisor.clock)
         self.version: tuple[int, int] | None = None
         self._agent_answers = True
+        self._has_written = False
         self._hypervisor = hypervisor
         self._clock = hypervisor.clock
         self._domain = domain
@@ -416,7 +417,7 @@ class _Work:
             if found.files is None:
                 self._change_in_image()
             elif found.way is Way.FILES:
-                with self._changed(found.files, found.changes):
+                with self._undone_on_the_image(), self._changed(found.files, found.changes):
                     self._power_cycle()
                     self._prove(PROOF_SECONDS)
             else:
@@ -462,17 +463,22 @@ class _Work:
             self._write(image.files, changes)
 
     def _change_in_image(self) -> None:
-        """Edit the image while the guest is shut down for it. What does not prove good is undone in the same way."""
-        try:
+        with self._undone_on_the_image():
             self._power_cycle(self._edit_image)
             self._prove(PROOF_SECONDS)
+
+    @contextmanager
+    def _undone_on_the_image(self) -> Iterator[None]:
+        """What fails once files were written, and could not be put back otherwise, is undone by another power cycle."""
+        try:
+            yield
         except FleetError as error:
-            if self._report.audit and error.evidence.get("put_back") is not True:
-                self._undo_in_image(error)
+            if self._has_written and error.evidence.get("put_back") is not True:
+                self._undo_on_the_image(error)
             raise
 
-    def _undo_in_image(self, error: FleetError) -> None:
-        """Bring the old files back by another power cycle, and say with the error what has come of that."""
+    def _undo_on_the_image(self, error: FleetError) -> None:
+        """Bring the old files back, and say with the error what has come of that."""
         error.evidence["put_back"] = False
 
         def edit() -> None:
@@ -482,6 +488,7 @@ class _Work:
             error.evidence["put_back"] = True
 
         try:
+            self._images.check(self._domain, uri=self._hypervisor.uri, shut_off=False)
             self._observed = observe(self._hypervisor, self._domain)
             self._agent_answers = False
             self._power_cycle(edit)
@@ -533,6 +540,7 @@ class _Work:
         if not written:
             return
         self._report.audit = self._audit.add("changing", self._facts())
+        self._has_written = True
         for number, (change, _kept) in enumerate(zip(changes, written)):
             try:
                 files.write(change.path, change.after)

@@ -19,10 +19,11 @@ description:
   - A copy of each changed file is kept, and what was changed is written to C(/var/lib/kvm-fleet/audit.jsonl) on the
     hypervisor.
   - Afterwards the agent has to say what was wanted. Where it does not, the task fails, and the files get their old
-    content back, by O(way=offline) with a second power cycle. If that fails as well, the remedy names the copies.
-  - An agent that hangs, or that may not tell what it allows (C(guest-info)), can be set up by O(way=offline). It is then
-    allowed C(guest-info), C(guest-ping) and C(guest-sync) as well. Unless asked for this way, the module does not shut
-    such a guest down where its settings are as wanted already.
+    content back, on the image and with a second power cycle where the agent is gone by then. If that fails as well, the
+    remedy names the copies.
+  - An agent that hangs, or that may not tell what it allows (C(guest-info)), can be set up by O(way=offline). It is
+    then allowed C(guest-info), C(guest-ping) and C(guest-sync) as well. Unless asked for this way, the module does not
+    shut such a guest down where its settings are as wanted already.
 extends_documentation_fragment:
   - kvm.fleet.hypervisor
   - kvm.fleet.hypervisor.domain
@@ -32,8 +33,8 @@ attributes:
     support: full
     details:
       - Where only O(way=offline) is open to a guest that runs, its files are read from its disks as they are at that
-        moment. What it has not written out yet, for half a minute or so, is not seen. Where its disks make no sense while
-        it runs, RV(files) is empty and RV(known) is V(false).
+        moment. What it has not written out yet, for half a minute or so, is not seen. Where its disks make no sense
+        while it runs, RV(files) is empty and RV(known) is V(false).
   diff_mode:
     support: full
 options:

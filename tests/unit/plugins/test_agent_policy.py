@@ -286,6 +286,23 @@ def test_a_guest_whose_agent_does_not_come_up_after_the_edit_gets_its_old_files_
     assert [line["event"] for line in lines(audit)] == ["changing", "failed"]
 
 
+def test_what_was_changed_by_an_agent_that_is_then_gone_is_undone_on_the_image(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages
+) -> None:
+    domain = filtered_guest(hypervisor, blocking(*EXEC))
+    agent_of(domain).fails_with = b"block-rpcs=\n"
+    result = policy(run, "enabled", way="files", agent_timeout=60)
+    assert (result["error_code"], result["evidence"]["put_back"]) == ("agent_silent", True)
+    assert (text(domain, CONF), images.opened) == (blocking(*EXEC)[CONF], [False])
+    assert not agent_of(domain).has_failed
+
+    images.impossible = ImageToolsMissing("there is no guestfish", remedy="Install it.")
+    domain.changes.clear()
+    result = policy(run, "enabled", way="files", agent_timeout=60)
+    assert (result["evidence"]["put_back"], result["evidence"]["undoing"]) == (False, "there is no guestfish")
+    assert domain.changes == ["shutdown by acpi", "start"]
+
+
 def test_an_agent_that_says_otherwise_after_the_edit_is_undone_as_well(
     run: Run, hypervisor: FakeHypervisor, images: FakeImages
 ) -> None:
