@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,17 @@ class Guest:
         return "unknown" if self.observed is None else str(self.observed["drift"]["state"])
 
     @property
+    def off(self) -> bool:
+        """Whether it is known to be off."""
+        return self.drift == "not_running"
+
+    @property
+    def left_off(self) -> bool:
+        """Whether it is off because a run has shut it down and did not come to start it again."""
+        run = (self.observed or {}).get("run") or {}
+        return bool(self.off and run.get("unfinished") and run.get("shut_down"))
+
+    @property
     def turn(self) -> int | None:
         """When it is its turn among guests that nobody asked for by name, lowest first; None if it is not one of them.
 
@@ -66,12 +78,11 @@ class Guest:
         refusal of a guest may end the run. What somebody else has shut down is left alone.
         """
         run = (self.observed or {}).get("run") or {}
-        off = self.drift == "not_running"
-        if off and run.get("unfinished") and run.get("shut_down"):
+        if self.left_off:
             return 0
         if run.get("live"):
-            return None if off or (self.drift == "none" and not run.get("unfinished")) else 3
-        if not off and (self.drift == "drifted" or run.get("unfinished")):
+            return None if self.off or (self.drift == "none" and not run.get("unfinished")) else 3
+        if not self.off and (self.drift == "drifted" or run.get("unfinished")):
             return 1
         return 2 if self.drift == "unknown" or run.get("problem") else None
 
@@ -81,7 +92,7 @@ class Guest:
         if self.observed is None:
             return 2
         unreached = self.observed["agent_channel"] in ("absent", "disconnected")
-        if not unreached or self.drift == "not_running":
+        if not unreached or self.off:
             return None
         return 3 if (self.observed.get("run") or {}).get("live") else 1
 
@@ -239,6 +250,36 @@ def select_guests(
     return list(selected.values())
 
 
+def elsewhere(guests: Iterable[Guest]) -> dict[tuple[Place, str], dict[str, Any]]:
+    """Why nobody may work on a domain that is off while what has its UUID is not, at another place; by the domain.
+
+    A guest that was migrated may leave its definition behind. That leads to the disks of a guest that runs, and the lock
+    that QEMU has on them is not always known to another hypervisor.
+    """
+    known = [(guest, guest.observed["uuid"]) for guest in guests if guest.observed and guest.observed.get("uuid")]
+    active = {uuid: guest for guest, uuid in known if not guest.off}
+    return {
+        (guest.place, guest.domain): _runs_elsewhere(guest, active[uuid])
+        for guest, uuid in known
+        if guest.off and uuid in active
+    }
+
+
+def _runs_elsewhere(stale: Guest, active: Guest) -> dict[str, Any]:
+    connection = "" if stale.place.uri == DEFAULT_URI else f"-c {shlex.quote(stale.place.uri)} "
+    where = active.place.hypervisor if active.place.hypervisor != stale.place.hypervisor else active.place.uri
+    return {
+        "hypervisor": stale.place.hypervisor,
+        "uri": stale.place.uri,
+        "error_code": "runs_elsewhere",
+        "msg": f"domain {stale.domain!r} is off on {stale.place.hypervisor}, and the guest with its UUID runs on "
+        f"{where}",
+        "remedy": "If that is what a migration has left behind, undefine it there, which leaves its disks alone: "
+        # '--' keeps a name with a leading dash from being an option.
+        f"virsh {connection}undefine -- {shlex.quote(stale.domain)}",
+    }
+
+
 def check_named(wanted: object) -> None:
     """Raise SelectionError where no guest was named, for work that nobody should do to guests by accident."""
     if not wanted_names(wanted):
@@ -255,7 +296,7 @@ def wanted_names(wanted: object) -> list[str]:
 
 
 def refusal(guest: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a guest that nobody can work on, since its hypervisor could not be looked at."""
+    """The record of a guest that nobody can work on: its hypervisor could not be looked at, or it runs elsewhere."""
     return {
         "guest": guest["name"],
         "hypervisor": guest["hypervisor"],

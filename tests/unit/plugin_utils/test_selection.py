@@ -19,6 +19,7 @@ from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import (
     check_limit,
     choose_looks,
     default_hosts,
+    elsewhere,
     failed_looks,
     host_name,
     known_guests,
@@ -211,6 +212,37 @@ def test_for_an_agent_guests_are_chosen_on_whose_channel_nobody_listens() -> Non
     guests = known_guests(hosts, {})
     assert names(select_guests(guests, None, {}, choice="agent")) == ["silent", "without", "gone", "busy"]
     assert names(select_guests(guests, "well", {}, choice="agent")) == ["well"]
+
+
+def twin(name: str, drift: str, uuid: str | None = "a-uuid") -> dict[str, Any]:
+    return {**domain(name, drift), **({"uuid": uuid} if uuid else {})}
+
+
+def on(name: str, *domains: dict[str, Any], **variables: Any) -> dict[str, Any]:
+    return host(name, {"domains": list(domains)}, **variables)
+
+
+def test_what_is_off_while_its_uuid_runs_elsewhere_is_nobodys_to_work_on() -> None:
+    hosts = [
+        on("hv1", twin("web1", "not_running"), twin("off", "not_running", "b-uuid")),
+        on("hv2", twin("web1", "none")),
+        on("hv3", twin("-www 1", "not_running"), kvm_uri=SESSION),
+        on("hv4", twin("off", "not_running", "b-uuid"), twin("web1", "not_running", None)),
+    ]
+    guests = known_guests(hosts, {host["inventory_hostname"]: host for host in hosts})
+    found = {(place.hypervisor, name): why for (place, name), why in elsewhere(guests).items()}
+    assert set(found) == {("hv1", "web1"), ("hv3", "-www 1")}
+    why = found["hv1", "web1"]
+    assert (why["error_code"], why["hypervisor"]) == ("runs_elsewhere", "hv1")
+    assert why["msg"] == "domain 'web1' is off on hv1, and the guest with its UUID runs on hv2"
+    assert why["remedy"].endswith(": virsh undefine -- web1")
+    assert found["hv3", "-www 1"]["remedy"].endswith(f": virsh -c {SESSION} undefine -- '-www 1'")
+
+
+@pytest.mark.parametrize("drift", ["none", "drifted", "unknown"])
+def test_a_paused_guest_or_one_whose_drift_nobody_knows_runs_elsewhere_too(drift: str) -> None:
+    hosts = [on("hv1", twin("web1", "not_running")), on("web1", twin("web1", drift), kvm_hypervisor="hv2")]
+    assert [place.hypervisor for place, _domain in elsewhere(known_guests(hosts, {}))] == ["hv1"]
 
 
 def test_by_default_guests_that_drift_come_before_those_nobody_knows() -> None:
