@@ -57,6 +57,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     NoWayOpen,
     PolicyUnsupported,
     ProofFailed,
+    RecordUnavailable,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._exec_files import ExecFiles
 from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import RootFiles
@@ -463,6 +464,7 @@ class _Work:
             self._write(image.files, changes)
 
     def _change_in_image(self) -> None:
+        self._report.files = []  # what was planned may come to nothing
         with self._undone_on_the_image():
             self._power_cycle(self._edit_image)
             self._prove(PROOF_SECONDS)
@@ -503,6 +505,7 @@ class _Work:
             error.remedy += f" The settings could not be put back: {shown(changed)}."
 
     def _power_cycle(self, meanwhile: Callable[[], None] = lambda: None) -> PowerReport:
+        self._audit_restart()
         return _restart.cycle(
             self._hypervisor,
             self._domain,
@@ -516,6 +519,7 @@ class _Work:
     def _change_by_exec(self, files: ExecFiles, changes: Sequence[FileChange]) -> None:
         try:
             with self._changed(files, changes):
+                self._audit_restart()
                 files.restart_agent([(written.path, written.backup or "") for written in self._report.files])
                 self._prove(self._request.power.agent_timeout)
         except ProofFailed as error:
@@ -597,15 +601,30 @@ class _Work:
 
     @contextmanager
     def _audited(self) -> Iterator[None]:
-        """Write down what has become of a change that the audit knows to have begun."""
+        """Write down what has become of a change that the audit knows to have begun, or of a restart."""
         try:
             yield
+            if self._report.audit:
+                event = "changed" if self._report.files else "restarted"
+                self._report.audit = self._audit.add(event, {**self._facts(), "proved": self._report.proved})
         except FleetError as error:
             if self._report.audit:
-                self._audit.add("failed", {**self._facts(), "error_code": error.error_code, "msg": error.message})
+                self._audit_failure(error)
             raise
-        if self._report.files:
-            self._report.audit = self._audit.add("changed", {**self._facts(), "proved": self._report.proved})
+
+    def _audit_restart(self) -> None:
+        """Write down that the agent, or the guest, is about to be restarted, unless a change that was begun says so."""
+        if not self._report.audit:
+            self._report.audit = self._audit.add("restarting", self._facts())
+
+    def _audit_failure(self, error: FleetError) -> None:
+        """Write down what went wrong. The error tells what the audit has, since by then it is not as if nothing was."""
+        try:
+            told = {**self._facts(), "error_code": error.error_code, "msg": error.message}
+            self._report.audit = self._audit.add("failed", told)
+        except RecordUnavailable as unavailable:
+            error.evidence["audit_failed"] = unavailable.message
+        error.evidence["audit"] = self._report.audit
 
     def _facts(self) -> dict[str, Any]:
         return audit_facts(

@@ -16,8 +16,10 @@ description:
   - The filter is edited where it stands, in whichever of the files decides it by the rules of systemd and of the agent
     itself. Other settings, comments and line ends stay. What a vendor ships below C(/usr) is never edited.
   - If the agent says that all is as wanted, no file is looked at.
-  - A copy of each changed file is kept, and what was changed is written to C(/var/lib/kvm-fleet/audit.jsonl) on the
-    hypervisor.
+  - A copy of each changed file is kept. What is changed, and each restart, is written to
+    C(/var/lib/kvm-fleet/audit.jsonl) on the hypervisor before it is begun and when it has ended.
+  - A task that fails after that has the last of these lines in its evidence (C(audit)). One that has none there has
+    changed no setting and restarted nothing.
   - Afterwards the agent has to say what was wanted. Where it does not, the task fails, and the files get their old
     content back, on the image and with a second power cycle where the agent is gone by then. If that fails as well, the
     remedy names the copies.
@@ -181,7 +183,9 @@ proved:
   type: bool
   sample: true
 audit:
-  description: The line that was written to the audit on the hypervisor. V(null) where no file was changed.
+  description: >-
+    The last line that was written to the audit on the hypervisor. V(null) where no file was changed and nothing was
+    restarted. Its C(event) is V(changed), or V(restarted) where no file had to be changed.
   returned: success
   type: dict
   sample:

@@ -253,8 +253,8 @@ def select_guests(
 def elsewhere(guests: Iterable[Guest]) -> dict[tuple[Place, str], dict[str, Any]]:
     """Why nobody may work on a domain that is off while what has its UUID is not, at another place; by the domain.
 
-    A guest that was migrated may leave its definition behind. That leads to the disks of a guest that runs, and the lock
-    that QEMU has on them is not always known to another hypervisor.
+    A guest that was migrated may leave its definition behind. That leads to the disks of a guest that runs, and QEMU's
+    lock on them is not always known to another hypervisor.
     """
     known = [(guest, guest.observed["uuid"]) for guest in guests if guest.observed and guest.observed.get("uuid")]
     active = {uuid: guest for guest, uuid in known if not guest.off}

@@ -7,14 +7,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _exec_files
+from ansible_collections.kvm.fleet.plugins.module_utils._audit import Audit
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState
-from ansible_collections.kvm.fleet.plugins.module_utils._errors import ImageFailed, ImageToolsMissing
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import ImageFailed, ImageToolsMissing, RecordUnavailable
 from ansible_collections.kvm.fleet.plugins.modules import guest_agent_policy
 from tests.unit.fake_agent import ALL_COMMANDS, FILE_COMMANDS
 from tests.unit.fake_files import SYSTEMD, UNIT
@@ -201,8 +203,9 @@ def test_both_are_blocked_so_the_image_is_edited_while_the_guest_is_off(
     assert domain.changes == ["shutdown by acpi", "start"]
     assert domain.agent.blocked == set(FILE_COMMANDS)
     assert text(domain, BACKUP) == blocking(*FILE_COMMANDS, *EXEC)[CONF]
-    changing, changed = lines(audit)
-    assert (changing["event"], changed["event"], changed["way"]) == ("changing", "changed", "offline")
+    restarting, changing, changed = lines(audit)
+    assert (restarting["event"], restarting["files"], changing["event"]) == ("restarting", [], "changing")
+    assert (changed["event"], changed["way"], changed["files"]) == ("changed", "offline", result["files"])
     assert changed == result["audit"]
 
 
@@ -283,7 +286,7 @@ def test_a_guest_whose_agent_does_not_come_up_after_the_edit_gets_its_old_files_
     assert result["evidence"]["backups"] == {CONF: BACKUP if there else None}
     assert (domain.state(), images.opened) == (DomainState.RUNNING, [False, False])
     assert policy(run, "enabled")["proved"] is True
-    assert [line["event"] for line in lines(audit)] == ["changing", "failed"]
+    assert [line["event"] for line in lines(audit)] == ["restarting", "changing", "failed"]
 
 
 def test_what_was_changed_by_an_agent_that_is_then_gone_is_undone_on_the_image(
@@ -460,6 +463,79 @@ def test_without_an_audit_nothing_is_changed(run: Run, hypervisor: FakeHyperviso
     audit.mkdir(parents=True)
     assert policy(run, "enabled")["error_code"] == "record_unavailable"
     assert (text(domain, CONF), domain.changes) == (blocking(*EXEC)[CONF], [])
+
+
+# --- what was begun ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("blocked", "way"), [(EXEC, "offline"), ({"guest-get-fsinfo"}, "exec")])
+@pytest.mark.usefixtures("images")
+def test_a_restart_that_no_file_is_changed_for_is_audited_as_well(
+    run: Run, hypervisor: FakeHypervisor, audit: Path, blocked: set[str], way: str
+) -> None:
+    domain = filtered_guest(hypervisor, DEBIAN)
+    domain.agent.blocked = blocked  # as it was started with other settings
+    result = policy(run, "enabled", rpcs=sorted(blocked), owner="job 7")
+    assert (result["way"], result["restarted"], result["files"], result["proved"]) == (way, True, [], True)
+    assert [(line["event"], line["owner"], line["files"]) for line in lines(audit)] == [
+        ("restarting", "job 7", []),
+        ("restarted", "job 7", []),
+    ]
+
+
+def test_what_is_refused_only_once_the_guest_is_off_tells_that_it_was_restarted(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages, audit: Path
+) -> None:
+    unit = f"[Service]\nExecStart=/usr/bin/qemu-ga --block-rpcs={','.join((*FILE_COMMANDS, *EXEC))}\n"
+    domain = filtered_guest(hypervisor, {**SYSTEMD, UNIT: unit})
+    images.look_fault = ImageFailed("as it is written to", remedy="None.")
+    result = policy(run, "enabled")
+    assert (result["error_code"], domain.changes) == ("policy_unsupported", ["shutdown by acpi", "start"])
+    assert result["evidence"]["audit"] == lines(audit)[-1]
+    assert [line["event"] for line in lines(audit)] == ["restarting", "failed"]
+
+
+def failing_audit(monkeypatch: pytest.MonkeyPatch, *events: str) -> None:
+    """Have the audit lack the room for lines of these events."""
+    add = Audit.add
+
+    def fail(self: Audit, event: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+        if event in events:
+            raise RecordUnavailable("no room", remedy="Make some.")
+        return add(self, event, facts)
+
+    monkeypatch.setattr(Audit, "add", fail)
+
+
+def test_an_audit_that_cannot_be_written_to_does_not_hide_the_first_cause(
+    run: Run, hypervisor: FakeHypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domain = filtered_guest(hypervisor, blocking(*EXEC))
+    domain.habits.shuts_down_after = None
+    failing_audit(monkeypatch, "failed")
+    result = policy(run, "enabled", shutdown_timeout=10)
+    assert (result["error_code"], result["evidence"]["audit_failed"]) == ("shutdown_timeout", "no room")
+    assert result["evidence"]["audit"]["event"] == "changing"
+
+
+def test_a_change_whose_end_cannot_be_audited_is_no_refusal(
+    run: Run, hypervisor: FakeHypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domain = filtered_guest(hypervisor, DEBIAN)
+    failing_audit(monkeypatch, "changed", "failed")
+    result = policy(run, "disabled")
+    assert (result["error_code"], result["evidence"]["audit"]["event"]) == ("record_unavailable", "changing")
+    assert domain.agent.blocked == EXEC
+
+
+def test_a_guest_is_not_shut_down_where_that_cannot_be_audited(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domain = filtered_guest(hypervisor, blocking(*FILE_COMMANDS, *EXEC))
+    failing_audit(monkeypatch, "restarting")
+    result = policy(run, "enabled")
+    assert (result["error_code"], "audit" in result["evidence"]) == ("record_unavailable", False)
+    assert (domain.changes, images.opened) == ([], [])
 
 
 # --- copies, the audit, runs ---------------------------------------------------------------------
