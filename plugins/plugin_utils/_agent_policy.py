@@ -174,6 +174,7 @@ def _was_touched(taken: Mapping[str, Any], error: Facts) -> bool:
         or error["evidence"].get("audit")
         or audited.get("audit")
         or power.get("failed")
+        or power.get("error_code")
         or True in (step.get("changed") for step in (power, done, local))
     )
 

@@ -115,6 +115,7 @@ CHANGED = {"changed": True, "files": [FILE]}
         ("failed", failed("record_unavailable"), {"done": CHANGED}),
         ("failed", failed("start_failed"), {"power": {"failed": True}}),
         ("failed", failed("no_way_open"), {"power": {"changed": True, "restarted": True}}),
+        ("failed", failed("no_way_open"), {"power": {"failed": False, "error_code": "agent_silent"}}),
         ("failed", {"error_code": "run_ended", "msg": "the run ended"}, {}),
         ("failed", {"msg": "MODULE FAILURE"}, {}),
     ],
