@@ -260,7 +260,7 @@ def test_both_are_blocked_so_the_image_is_edited_while_the_guest_is_off(make_gue
     blocked = f"[general]\nblock-rpcs={','.join((*EXEC, *FILES))}\n"
     assert guest.output("/bin/cat", CONF) == f"[general]\nblock-rpcs={','.join(FILES)}\n"
     assert guest.output("/bin/cat", f"{CONF}.kvm-fleet-backup") == blocked
-    assert [entry["event"] for entry in audited(guest)] == ["changing", "changed"]
+    assert [entry["event"] for entry in audited(guest)] == ["restarting", "changing", "changed"]
 
     # One that is off stays off.
     assert not module("domain_power", name=guest.name, state="stopped")["failed"]
