@@ -150,13 +150,12 @@ def select(
     everyone, inventory = list(hosts), {} if inventory is None else inventory
     failures = {(failed["hypervisor"], failed["uri"]): failed for failed in failed_looks(everyone, inventory).values()}
     unseen = {hypervisor for hypervisor, _uri in failures}
-    known = known_guests(everyone, inventory)
     try:
-        selected = select_guests(known, wanted, groups or {}, unseen, choice)
+        selected = select_guests(known_guests(everyone, inventory), wanted, groups or {}, unseen, choice)
         check_limit(selected, limit)
     except SelectionError as error:
         raise AnsibleFilterError(str(error)) from error
-    stale = elsewhere(known)
+    stale = elsewhere(everyone, inventory)
     return [entry(guest, failures.get(guest.place) or stale.get((guest.place, guest.domain))) for guest in selected]
 
 

@@ -61,7 +61,7 @@ class Guest:
     @property
     def off(self) -> bool:
         """Whether it is known to be off."""
-        return self.drift == "not_running"
+        return self.observed is not None and _is_off(self.observed)
 
     @property
     def left_off(self) -> bool:
@@ -250,33 +250,40 @@ def select_guests(
     return list(selected.values())
 
 
-def elsewhere(guests: Iterable[Guest]) -> dict[tuple[Place, str], dict[str, Any]]:
-    """Why nobody may work on a domain that is off while what has its UUID is not, at another place; by the domain.
+def elsewhere(hosts: Iterable[HostVars], inventory: Inventory) -> dict[tuple[Place, str], dict[str, Any]]:
+    """Why nobody may work on a domain that is off while what has its UUID is not, wherever the run has looked.
 
     A guest that was migrated may leave its definition behind. That leads to the disks of a guest that runs, and QEMU's
     lock on them is not always known to another hypervisor.
     """
-    known = [(guest, guest.observed["uuid"]) for guest in guests if guest.observed and guest.observed.get("uuid")]
-    active = {uuid: guest for guest, uuid in known if not guest.off}
+    seen = [
+        (place, domain)
+        for place, domains in _by_place(hosts, inventory, "fleet_domains", "domains").items()
+        for domain in domains.values()
+    ]
+    active = {domain["uuid"]: place for place, domain in seen if not _is_off(domain)}
     return {
-        (guest.place, guest.domain): _runs_elsewhere(guest, active[uuid])
-        for guest, uuid in known
-        if guest.off and uuid in active
+        (place, str(domain["name"])): _runs_elsewhere(place, str(domain["name"]), active[domain["uuid"]])
+        for place, domain in seen
+        if _is_off(domain) and domain["uuid"] in active
     }
 
 
-def _runs_elsewhere(stale: Guest, active: Guest) -> dict[str, Any]:
-    connection = "" if stale.place.uri == DEFAULT_URI else f"-c {shlex.quote(stale.place.uri)} "
-    where = active.place.hypervisor if active.place.hypervisor != stale.place.hypervisor else active.place.uri
+def _is_off(domain: Mapping[str, Any]) -> bool:
+    return bool(domain["drift"]["state"] == "not_running")
+
+
+def _runs_elsewhere(place: Place, domain: str, active: Place) -> dict[str, Any]:
+    connection = "" if place.uri == DEFAULT_URI else f"-c {shlex.quote(place.uri)} "
+    where = active.hypervisor if active.hypervisor != place.hypervisor else active.uri
     return {
-        "hypervisor": stale.place.hypervisor,
-        "uri": stale.place.uri,
+        "hypervisor": place.hypervisor,
+        "uri": place.uri,
         "error_code": "runs_elsewhere",
-        "msg": f"domain {stale.domain!r} is off on {stale.place.hypervisor}, and the guest with its UUID runs on "
-        f"{where}",
+        "msg": f"domain {domain!r} is off on {place.hypervisor}, and the guest with its UUID runs on {where}",
         "remedy": "If that is what a migration has left behind, undefine it there, which leaves its disks alone: "
         # '--' keeps a name with a leading dash from being an option.
-        f"virsh {connection}undefine -- {shlex.quote(stale.domain)}",
+        f"virsh {connection}undefine -- {shlex.quote(domain)}",
     }
 
 

@@ -32,7 +32,7 @@ SESSION = "qemu:///session"
 
 
 def domain(name: str, drift: str = "none") -> dict[str, Any]:
-    return {"name": name, "drift": {"state": drift, "reasons": []}}
+    return {"name": name, "uuid": f"uuid of {name}", "drift": {"state": drift, "reasons": []}}
 
 
 def host(name: str, look: Mapping[str, Any] | None = None, **variables: Any) -> dict[str, Any]:
@@ -214,23 +214,19 @@ def test_for_an_agent_guests_are_chosen_on_whose_channel_nobody_listens() -> Non
     assert names(select_guests(guests, "well", {}, choice="agent")) == ["well"]
 
 
-def twin(name: str, drift: str, uuid: str | None = "a-uuid") -> dict[str, Any]:
-    return {**domain(name, drift), **({"uuid": uuid} if uuid else {})}
-
-
-def on(name: str, *domains: dict[str, Any], **variables: Any) -> dict[str, Any]:
-    return host(name, {"domains": list(domains)}, **variables)
+def on(name: str, *domains: tuple[str, str, str], **variables: Any) -> dict[str, Any]:
+    found = [{**domain(called, drift), "uuid": uuid} for called, uuid, drift in domains]
+    return host(name, {"domains": found}, **variables)
 
 
 def test_what_is_off_while_its_uuid_runs_elsewhere_is_nobodys_to_work_on() -> None:
     hosts = [
-        on("hv1", twin("web1", "not_running"), twin("off", "not_running", "b-uuid")),
-        on("hv2", twin("web1", "none")),
-        on("hv3", twin("-www 1", "not_running"), kvm_uri=SESSION),
-        on("hv4", twin("off", "not_running", "b-uuid"), twin("web1", "not_running", None)),
+        on("hv1", ("web1", "a", "not_running"), ("off", "b", "not_running")),
+        on("hv2", ("web1", "a", "none")),
+        on("hv3", ("-www 1", "a", "not_running"), kvm_uri=SESSION),
+        on("hv4", ("off", "b", "not_running"), ("web1", "c", "not_running")),
     ]
-    guests = known_guests(hosts, {host["inventory_hostname"]: host for host in hosts})
-    found = {(place.hypervisor, name): why for (place, name), why in elsewhere(guests).items()}
+    found = {(place.hypervisor, name): why for (place, name), why in elsewhere(hosts, {}).items()}
     assert set(found) == {("hv1", "web1"), ("hv3", "-www 1")}
     why = found["hv1", "web1"]
     assert (why["error_code"], why["hypervisor"]) == ("runs_elsewhere", "hv1")
@@ -240,9 +236,12 @@ def test_what_is_off_while_its_uuid_runs_elsewhere_is_nobodys_to_work_on() -> No
 
 
 @pytest.mark.parametrize("drift", ["none", "drifted", "unknown"])
-def test_a_paused_guest_or_one_whose_drift_nobody_knows_runs_elsewhere_too(drift: str) -> None:
-    hosts = [on("hv1", twin("web1", "not_running")), on("web1", twin("web1", drift), kvm_hypervisor="hv2")]
-    assert [place.hypervisor for place, _domain in elsewhere(known_guests(hosts, {}))] == ["hv1"]
+def test_it_runs_elsewhere_whatever_its_drift_and_whether_or_not_the_inventory_knows(drift: str) -> None:
+    hosts = [
+        on("web1", ("web1", "a", "not_running"), kvm_hypervisor="hv1"),
+        on("db", ("db", "b", "none"), ("web1", "a", drift), kvm_hypervisor="hv2"),
+    ]
+    assert [(place.hypervisor, name) for place, name in elsewhere(hosts, {})] == [("hv1", "web1")]
 
 
 def test_by_default_guests_that_drift_come_before_those_nobody_knows() -> None:
