@@ -16,11 +16,16 @@ description:
 options:
   _input:
     description:
-      - Results of tasks. C(done) from M(kvm.fleet.guest_agent_policy), C(local) from M(kvm.fleet.agent_policy_local).
+      - Results of tasks. C(lease) from M(kvm.fleet.guest_lease), C(power) from M(kvm.fleet.domain_power), C(done) from
+        M(kvm.fleet.guest_agent_policy), C(audited) from M(kvm.fleet.guest_audit), C(local) from
+        M(kvm.fleet.agent_policy_local).
+      - C(intervening) tells whether anything may have been changed.
     type: dict
     required: true
   guest:
-    description: The guest's C(name), C(hypervisor), C(uri) and C(domain), and the C(state) and C(rpcs) that are wanted.
+    description:
+      - The guest's C(name), C(hypervisor), C(uri) and C(domain), the id of the C(run), and the wanted C(state) and
+        C(rpcs).
     type: dict
     required: true
   started:
@@ -55,6 +60,9 @@ _value:
   description: The record.
   type: dict
   contains:
+    run:
+      description: The id of the run.
+      type: str
     guest:
       description: The guest's name in the inventory.
       type: str
@@ -68,7 +76,7 @@ _value:
       description: The domain's name there.
       type: str
     outcome:
-      description: V(unchanged), V(changed), V(refused) or V(failed).
+      description: V(unchanged), V(changed), V(restarted), V(refused) or V(failed).
       type: str
     check_mode:
       description: Whether the record is a prediction.
@@ -84,8 +92,14 @@ _value:
       type: list
       elements: dict
     restarted:
-      description: Whether the agent was restarted.
+      description: Whether the agent was restarted, alone or together with its guest.
       type: bool
+    resumed:
+      description: The C(run) that was gone on with, and where it was C(cut_off). V(null) if none.
+      type: dict
+    taken_over:
+      description: The run whose lease was taken over, as M(kvm.fleet.guest_lease) tells it. V(null) if none.
+      type: dict
     duration:
       description: Seconds that the guest took.
       type: float

@@ -11,12 +11,13 @@ version_added: 0.1.0
 author:
   - Contributors to kvm.fleet (@kvm-fleet)
 description:
-  - Chooses the guests whose agents do not yet allow, or block, C(guest-exec), and after them those that run and of
-    which nobody can tell.
+  - Chooses the guests that a run has shut down and not started again, then those whose agents do not yet allow, or
+    block, C(guest-exec), and after them those that run and of which nobody can tell.
 options:
   _input:
     description:
-      - The variables of the guests. What M(kvm.fleet.guest_info) returned of one is expected as its C(fleet_agent).
+      - The variables of the guests. What M(kvm.fleet.guest_info) returned of one is expected as its C(fleet_agent), and
+        whether a run has left it off as its C(fleet_left_off).
     type: list
     elements: dict
     required: true
@@ -32,14 +33,25 @@ options:
 EXAMPLES = r"""
 - name: Show the guests whose guest-exec is blocked
   ansible.builtin.debug:
-    msg: "{{ ansible_play_hosts_all | map('extract', hostvars) | kvm.fleet.policy_targets('enabled') }}"
+    msg: "{{ (ansible_play_hosts_all | map('extract', hostvars) | kvm.fleet.policy_targets('enabled')).chosen }}"
 """
 
 RETURN = r"""
 _value:
-  description: The names of the guests in the inventory.
-  type: list
-  elements: str
+  description: What becomes of the guests, by their names in the inventory.
+  type: dict
+  contains:
+    chosen:
+      description: Those whose agents have to be set up, in their turn.
+      type: list
+      elements: str
+    content:
+      description: Those whose agents are as wanted.
+      type: list
+      elements: str
+    off:
+      description: Of those that are off, so that nobody can tell, a record for the summary that says so.
+      type: dict
 """
 
 from collections.abc import Mapping, Sequence
@@ -48,8 +60,8 @@ from typing import Any
 from ansible_collections.kvm.fleet.plugins.plugin_utils._agent_policy import policy_targets
 
 
-def targets(hosts: Sequence[Mapping[str, Any]], state: str, wanted: object = None) -> list[str]:
-    return policy_targets(hosts, state, wanted)
+def targets(hosts: Sequence[Mapping[str, Any]], state: str, wanted: object = None) -> dict[str, Any]:
+    return vars(policy_targets(hosts, state, wanted))
 
 
 class FilterModule:

@@ -6,12 +6,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 name: refused_guests
-short_description: Make records of the chosen guests whose hypervisor could not be looked at
+short_description: Make records of the chosen guests that nobody may work on
 version_added: 0.1.0
 author:
   - Contributors to kvm.fleet (@kvm-fleet)
 description:
-  - Makes for the summary what P(kvm.fleet.upgrade_result#filter) makes for guests that were worked on.
+  - Makes for the summary what P(kvm.fleet.upgrade_result#filter) makes for guests that were worked on. Of guests whose
+    hypervisor could not be looked at, and of domains that are off while their guest runs elsewhere.
 options:
   _input:
     description: The chosen guests, from P(kvm.fleet.select_guests#filter).

@@ -105,12 +105,17 @@ _value:
       description: Names of the snapshots that this collection made.
       type: list
       elements: str
+    left_off:
+      description: Whether it is off because a run has shut it down and did not come to start it again.
+      type: bool
     run:
       description: What a run does to it or has left unfinished, as M(kvm.fleet.domain_info) returns it.
       type: dict
     refusal:
       description: >-
-        Why its hypervisor could not be looked at, as P(kvm.fleet.failed_looks#filter) tells it, else V(null).
+        Why nobody may work on it, as P(kvm.fleet.failed_looks#filter) tells it, else V(null). Either its hypervisor
+        could not be looked at, or its domain is off while the guest with the same UUID runs elsewhere
+        (C(runs_elsewhere)).
       type: dict
 """
 
@@ -124,6 +129,7 @@ from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import (
     Guest,
     SelectionError,
     check_limit,
+    elsewhere,
     failed_looks,
     known_guests,
     select_guests,
@@ -149,7 +155,8 @@ def select(
         check_limit(selected, limit)
     except SelectionError as error:
         raise AnsibleFilterError(str(error)) from error
-    return [entry(guest, failures.get(guest.place)) for guest in selected]
+    stale = elsewhere(everyone, inventory)
+    return [entry(guest, failures.get(guest.place) or stale.get((guest.place, guest.domain))) for guest in selected]
 
 
 def entry(guest: Guest, refusal: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -167,6 +174,7 @@ def entry(guest: Guest, refusal: Mapping[str, Any] | None) -> dict[str, Any]:
         "guest_exec": guest.guest_exec,
         "reboot_required": (guest.asked or {}).get("reboot_required"),
         "snapshots": [snapshot["name"] for snapshot in observed.get("snapshots", [])],
+        "left_off": guest.left_off,
         "run": observed.get("run"),
         "refusal": refusal,
     }

@@ -334,9 +334,9 @@ def command_blocked(commands: Sequence[str]) -> AgentCommandBlocked:
     """What a guest is told whose agent does not allow these."""
     return AgentCommandBlocked(
         f"the guest agent does not allow {', '.join(commands)}",
-        remedy="Allow it with the playbook kvm.fleet.enable_guest_exec or the module kvm.fleet.guest_agent_policy; or "
-        "in the guest itself (--allow-rpcs or --block-rpcs in /etc/sysconfig/qemu-ga, DAEMON_ARGS in "
-        "/etc/default/qemu-guest-agent, or /etc/qemu/qemu-ga.conf), and restart the agent there.",
+        remedy="Allow it with the playbook kvm.fleet.enable_guest_exec or the module kvm.fleet.guest_agent_policy, "
+        "which find the setting that blocks it, in whichever file this guest has it; or with "
+        "kvm.fleet.agent_policy_local in the guest itself.",
         evidence={"blocked": list(commands)},
     )
 

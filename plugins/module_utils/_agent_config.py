@@ -58,6 +58,7 @@ CONFIG_FILE = "/etc/qemu/qemu-ga.conf"
 CONFIG_FILE_OF_RHEL = "/etc/qemu-kvm/qemu-ga.conf"
 
 UNIT_PATHS = tuple(f"{directory}/{UNIT}" for directory in UNIT_DIRECTORIES)
+TEMPLATE_PATHS = tuple(f"{directory}/qemu-ga@.service" for directory in UNIT_DIRECTORIES)
 DROP_IN_DIRECTORIES = tuple(f"{directory}/{kind}" for kind in DROP_INS for directory in UNIT_DIRECTORIES)
 USUAL_FILES = (
     *UNIT_PATHS,
@@ -319,10 +320,13 @@ class _Reader:
     def read(self) -> AgentConfig:
         unit = next((path for path in UNIT_PATHS if self._read(path) is not None), None)
         systemd = self._has_systemd(unit)
-        if systemd:
-            environment, command = self._service(unit or "")
-        else:
+        if systemd and unit is not None:
+            environment, command = self._service(unit)
+        elif self._read(INIT_SCRIPT) is not None:
+            # Under systemd as well, where the agent's package has no unit, as in Ubuntu up to 18.04.
             environment, command = self._init_script()
+        else:
+            raise self._not_installed(systemd)
         options = parse_arguments(command.words[1:])
         config_file = self._config_file(options, environment)
         keys = parse_key_file(config_file, self._text(config_file))
@@ -349,14 +353,25 @@ class _Reader:
             systemd = first_process.strip() == "systemd"
         else:  # an image has no processes; sysvinit has its table
             systemd = unit is not None and self._read(SYSVINIT_TABLE) is None
-        if (systemd and unit is None) or (not systemd and self._read(INIT_SCRIPT) is None):
-            raise PolicyUnsupported(
-                f"the guest has no {UNIT if systemd else INIT_SCRIPT}",
-                remedy="See whether qemu-guest-agent is installed there; under another init system than systemd or "
-                "sysvinit, change its options by hand.",
-                evidence={"init": "systemd" if systemd else "other"},
-            )
         return systemd
+
+    def _not_installed(self, systemd: bool) -> PolicyUnsupported:
+        evidence = {"init": "systemd" if systemd else "other"}
+        template = next((path for path in TEMPLATE_PATHS if self._read(path) is not None), None)
+        if template:
+            return PolicyUnsupported(
+                f"the guest starts its agent by {template}, as SUSE does up to 15 SP3, and a unit that is a template "
+                "is not understood here",
+                remedy=f"Change block-rpcs (before QEMU 7.2: blacklist) in [general] of {CONFIG_FILE} in the guest by "
+                "hand, and restart the agent there: 'systemctl restart qemu-ga@*'.",
+                evidence={**evidence, "file": template},
+            )
+        return PolicyUnsupported(
+            f"the guest has no {UNIT if systemd else INIT_SCRIPT}",
+            remedy="See whether qemu-guest-agent is installed there; under another init system than systemd or "
+            "sysvinit, change its options by hand.",
+            evidence=evidence,
+        )
 
     # --- systemd ----------------------------------------------------------------------------------
 
@@ -415,7 +430,7 @@ class _Reader:
             environment.update({found.name: found.value for found in parse_environment(path, self._text(path))})
         return environment
 
-    # --- without systemd --------------------------------------------------------------------------
+    # --- by the init script -----------------------------------------------------------------------
 
     def _init_script(self) -> tuple[dict[str, Traced], CommandLine]:
         """Debian's script sources the file of defaults, and gives the variable to the agent without quotes."""
@@ -442,14 +457,15 @@ class _Reader:
             return options.config
         if "QGA_CONF" in environment:
             return environment["QGA_CONF"].text
-        # RHEL and its rebuilds build QEMU with the suffix qemu-kvm; Fedora does not.
+        # RHEL and its rebuilds build QEMU with the suffix qemu-kvm; Fedora does not. Oracle Linux (ol) is one of the
+        # rebuilds, and says that it is like Fedora only.
         like = {
             word
             for assignment in parse_environment(OS_RELEASE, self._text(OS_RELEASE))
             if assignment.name in ("ID", "ID_LIKE")
             for word in assignment.value.text.split()
         }
-        return CONFIG_FILE_OF_RHEL if "rhel" in like else CONFIG_FILE
+        return CONFIG_FILE_OF_RHEL if like & {"rhel", "ol"} else CONFIG_FILE
 
 
 def _accumulated(assignments: Sequence[Assignment], name: str) -> list[Assignment]:

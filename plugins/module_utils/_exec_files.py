@@ -46,18 +46,20 @@ done
 """
 
 # The new content goes into a file beside the old one, which it then replaces in one step, with that one's owner, mode
-# and SELinux label. A link is followed, or it would be replaced by a file. Where SELinux is off, no label can be set.
+# and SELinux label, or those of the file that it is to be like. A link is followed, or it would be replaced by a file.
+# Where SELinux is off, no label can be set.
 _WRITE = """\
 set -e
 umask 022
 target=$1
 if [ -L "$target" ]; then target=$(readlink -f -- "$target"); fi
+like=${2:-$target}
 mkdir -p -- "${target%/*}"
 new=$(mktemp "$target.XXXXXXXX")
 trap 'rm -f -- "$new"' EXIT
-if [ -e "$target" ]; then
-  cp -p -- "$target" "$new"
-  if [ -d /sys/fs/selinux/booleans ]; then chcon --reference="$target" -- "$new"; fi
+if [ -e "$like" ]; then
+  cp -p -- "$like" "$new"
+  if [ -d /sys/fs/selinux/booleans ]; then chcon --reference="$like" -- "$new"; fi
 else
   chmod 0644 "$new"
 fi
@@ -117,7 +119,7 @@ if [ -d /run/systemd/system ]; then systemd-run --version; else setsid true; fi
 
 
 class ExecFiles:
-    """The port GuestFiles, for a guest whose agent allows guest-exec."""
+    """The port RootFiles, for a guest whose agent allows guest-exec."""
 
     def __init__(self, agent: GuestAgent) -> None:
         self._agent = agent
@@ -146,9 +148,9 @@ class ExecFiles:
         state, _newline, content = told.partition(b"\n")
         return content if state == b"there" else None
 
-    def write(self, path: str, content: bytes) -> None:
+    def write(self, path: str, content: bytes, *, like: str | None = None) -> None:
         self._contents.pop(path, None)
-        raw_output_of(self._agent, _command(_WRITE, path, stdin=content))
+        raw_output_of(self._agent, _command(_WRITE, path, like or "", stdin=content))
 
     def names(self, directory: str) -> Sequence[str] | None:
         if directory in self._listings:

@@ -18,7 +18,7 @@ from datetime import datetime, timezone
 from ansible_collections.kvm.fleet.plugins.module_utils import _managers, _reboot
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import AgentCommandFailed, GuestUnsupported
-from ansible_collections.kvm.fleet.plugins.module_utils._exec import output_of, shell_script
+from ansible_collections.kvm.fleet.plugins.module_utils._exec import RUNNER, output_of, shell_script
 from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import MAX_FILE
 from ansible_collections.kvm.fleet.plugins.module_utils._locks import TICKS_PER_SECOND
 from ansible_collections.kvm.fleet.plugins.module_utils._managers import System
@@ -71,6 +71,7 @@ def read_files(agent: GuestAgent, files: dict[str, str | None]) -> None:
         read(path)
     if parse_enforce(read(ENFORCE)):
         read(CONTEXT)
+        read(RUNNER)
     if read(REBOOT_FLAG) is not None:
         read(REBOOT_PACKAGES)
     read(REBOOT_NEEDED)

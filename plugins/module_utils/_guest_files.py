@@ -24,3 +24,13 @@ class GuestFiles(Protocol):
 
     def names(self, directory: str) -> Sequence[str] | None:
         """The names in a directory, sorted; none where there is no such directory. None where this way cannot tell."""
+
+
+class RootFiles(GuestFiles, Protocol):
+    """A way on which files can be made that only root may change, and removed."""
+
+    def write(self, path: str, content: bytes, *, like: str | None = None) -> None:
+        """Likewise. A file that is made gets the owner, mode and label of the one that it is to be ``like``."""
+
+    def remove(self, path: str) -> None:
+        """Remove a file."""

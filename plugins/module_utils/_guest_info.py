@@ -43,12 +43,14 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     DomainNotFound,
     DomainNotRunning,
     FleetError,
+    GuestUnsupported,
     HypervisorUnavailable,
     InvalidRequest,
     NoAgentChannel,
     PolicyUnsupported,
     SelinuxDenied,
 )
+from ansible_collections.kvm.fleet.plugins.module_utils._exec import RUNNER
 from ansible_collections.kvm.fleet.plugins.module_utils._guest_facts import CommandFacts, Files, plain
 from ansible_collections.kvm.fleet.plugins.module_utils._job import flock_missing
 from ansible_collections.kvm.fleet.plugins.module_utils._rpcs import RPCS
@@ -277,8 +279,8 @@ class _Interview:
         found = self._found
         try:
             config = read_config(AgentFiles(self._agent), parse_version(found.agent_version or ""))
-        except PolicyUnsupported:
-            return  # what cannot be understood blocks them, or another file does
+        except (AgentCommandFailed, GuestUnsupported, PolicyUnsupported):
+            return  # what cannot be read or understood blocks them, or another file does
         for rpc in self._filtered:
             settings = config.settings_against(rpc)
             if settings:
@@ -353,8 +355,12 @@ class _Interview:
             found.selinux_denies = False
         elif enforces and files.get(_guest_facts.CONTEXT) is not None:
             found.selinux_denies = _managers.is_confined(files[_guest_facts.CONTEXT] or "")
-            if found.selinux_denies and not self._options.run_commands:
+            if not found.selinux_denies or self._options.run_commands:
+                return
+            if files.get(RUNNER, "") is None:
                 found.problems.append(_managers.selinux_denied({}))
+            else:
+                found.selinux_denies = None  # whether SELinux starts the runner as it should, only a command tells
 
     def _judge_commands(self, facts: CommandFacts) -> None:
         found = self._found

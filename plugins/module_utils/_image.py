@@ -40,7 +40,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     ImageFailed,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._exec import last_lines
-from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import MAX_FILE, GuestFiles
+from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import MAX_FILE, RootFiles
 from ansible_collections.kvm.fleet.plugins.module_utils._guestfish import (
     GUESTFISH,
     VIRT_RESCUE,
@@ -64,6 +64,9 @@ MAX_OUTPUT = 256 * 1024
 """Bytes to keep of each stream of a script, its last ones."""
 
 NEW = "kvm-fleet-new"
+
+# What libblkid calls a swap device that has the RAM of a hibernated system.
+_HIBERNATED = ("swsuspend", "tuxonice")
 
 _FORMAT = re.compile(r"[a-z0-9_+-]+")
 _FILE_SYSTEM = re.compile(r"(/dev/[^:\s]+|btrfsvol:\S+): (\S+)")
@@ -195,22 +198,28 @@ def _stop_when_it_runs(domain: Domain) -> FleetError | None:
 
 
 @contextmanager
-def open_disks(domain: Domain, *, uri: str, read_only: bool = False, block_devices: bool = False) -> Iterator[Disks]:
+def open_disks(
+    domain: Domain, *, uri: str, read_only: bool = False, shut_off: bool = True, block_devices: bool = False
+) -> Iterator[Disks]:
     """The disks of a domain that is off, in an appliance, with nothing mounted yet.
 
     ``read_only`` opens a copy that is thrown away: it can be written to as well, and nothing of that stays. It does not
     lock the image; a domain that is started meanwhile is not disturbed, and what is read may then fit no single moment.
+    So it may be of a domain that still runs as well, unless ``shut_off``: its disks are then as after a power failure.
 
-    Raises what ``check`` raises, and ImageFailed.
+    A guest that is hibernated is refused: resumed, it would go on with what it knew of its file systems.
+    Raises what ``check`` raises, DomainUnsafe and ImageFailed.
     """
-    drives = check(domain, uri=uri, block_devices=block_devices)
+    drives = check(domain, uri=uri, shut_off=shut_off or not read_only, block_devices=block_devices)
     variables = environment(os.environ, emulated=parse_definition(domain.xml()).emulated)
     watched = not read_only and any(drive.block_device for drive in drives)
     for verbose in (False, True):
         with guestfish(variables, (lambda: _stop_when_it_runs(domain)) if watched else (lambda: None)) as fish:
             if not _launched(domain.name, fish, drives, read_only=read_only, verbose=verbose):
                 continue
-            yield Disks(domain.name, fish)
+            disks = Disks(domain.name, fish)
+            disks.require_not_hibernated()
+            yield disks
             fish.close()
             return
 
@@ -244,6 +253,25 @@ class Disks:
     def file_systems(self) -> dict[str, str]:
         """What type of file system is on each device of the appliance."""
         return dict(self._pairs("list-filesystems", _FILE_SYSTEM))
+
+    def require_not_hibernated(self) -> None:
+        """Raise DomainUnsafe where a swap device has the guest's RAM.
+
+        Nothing is mounted for it, as it is to find a guest's system, and even to list the file systems where one is
+        btrfs: that alone would change them.
+        """
+        listings = ["list-devices", "list-partitions"]
+        if self.fish.text("feature-available", "lvm2") == "true":
+            listings.append("lvs")
+        devices = [device for listing in listings for device in self.fish.text(listing).splitlines()]
+        saved = [device for device in devices if self.fish.text("vfs-type", device) in _HIBERNATED]
+        if saved:
+            raise DomainUnsafe(
+                f"domain {self._name!r} is hibernated: its RAM is on {', '.join(saved)} of its image and knows the "
+                "file systems as they are now; resumed after a change, it would damage them",
+                remedy="Start it, so that it resumes, and shut it down properly.",
+                evidence={"devices": saved},
+            )
 
     def mount(self) -> Image:
         """Find the system on the disks and mount its file systems. Raises ImageFailed."""
@@ -303,10 +331,12 @@ class Disks:
 
 
 @contextmanager
-def open_image(domain: Domain, *, uri: str, read_only: bool = False, block_devices: bool = False) -> Iterator[Image]:
+def open_image(
+    domain: Domain, *, uri: str, read_only: bool = False, shut_off: bool = True, block_devices: bool = False
+) -> Iterator[Image]:
     """The image of a domain that is off, with the file systems of its system mounted. See ``open_disks``."""
     with ExitStack() as stack:
-        disks = open_disks(domain, uri=uri, read_only=read_only, block_devices=block_devices)
+        disks = open_disks(domain, uri=uri, read_only=read_only, shut_off=shut_off, block_devices=block_devices)
         yield stack.enter_context(disks).mount()
 
 
@@ -314,7 +344,7 @@ class Image:
     """The system of a guest that is off."""
 
     def __init__(self, fish: Guestfish, root: str) -> None:
-        self.files: GuestFiles = ImageFiles(fish)
+        self.files: RootFiles = ImageFiles(fish)
         self._fish = fish
         self._root = root
         self._has_run = False
@@ -389,35 +419,39 @@ class ImageFiles:
             )
         return self._fish.call("download", path, "-", limit=MAX_FILE)
 
-    def write(self, path: str, content: bytes) -> None:
+    def write(self, path: str, content: bytes, *, like: str | None = None) -> None:
         """Give a file this content, the whole of it or nothing.
 
         It is written beside, gets all attributes of the one that is there (owner, mode, ACL, the SELinux label and
         other extended attributes), and takes its place by one rename: an appliance that dies on the way, or the
         hypervisor, leaves the old one. Writing into the file would keep the attributes by itself, and might leave half
-        a file. A file that is new gets the SELinux label of its directory, as the guest's kernel would give it. Of a
-        symbolic link, what it leads to is written.
+        a file. A file that is new gets the attributes of the one that it is to be ``like``, or the SELinux label of its
+        directory, as the guest's kernel would give it. Of a symbolic link, what it leads to is written.
         """
+        model = self._fish.text("realpath", like) if like else None
         if self._is("exists", path):
             path = self._fish.text("realpath", path)
             self._require_file(path)
-            like = path
+            model = model or path
         elif self._is("is-symlink", path):
             raise ImageFailed(f"{path} in the image is a symbolic link to nothing", remedy="Put it in order by hand.")
         else:
-            like = ""
             self._make_directory(posixpath.dirname(path))
         directory, name = posixpath.split(path)
         new = posixpath.join(directory, f".{name}.{NEW}")
         self._fish.call("rm-f", new)
         _upload(self._fish, content, new)
-        if like:
-            self._fish.call("copy-attributes", like, new, options={"all": "true"})
+        if model:
+            self._fish.call("copy-attributes", model, new, options={"all": "true"})
         else:
             self._fish.call("chmod", "0644", new)
             self._label_like(directory, new)
         self._fish.call("sync")
         self._fish.call("mv", new, path)
+        self._fish.call("sync")
+
+    def remove(self, path: str) -> None:
+        self._fish.call("rm-f", path)
         self._fish.call("sync")
 
     def names(self, directory: str) -> Sequence[str]:

@@ -34,7 +34,7 @@ _PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class LocalFiles:
-    """The port GuestFiles, for the machine that this runs on. ``root`` is another one's in tests."""
+    """The port RootFiles, for the machine that this runs on. ``root`` is another one's in tests."""
 
     def __init__(self, root: Path = Path("/")) -> None:
         self._root = root
@@ -54,14 +54,15 @@ class LocalFiles:
             raise _unusable(path, OSError(f"it has more than {MAX_FILE} bytes"))
         return content
 
-    def write(self, path: str, content: bytes) -> None:
+    def write(self, path: str, content: bytes, *, like: str | None = None) -> None:
         target = self._at(path).resolve()
+        model = self._at(like).resolve() if like else target
         try:
             target.parent.mkdir(parents=True, exist_ok=True)
             handle, new = tempfile.mkstemp(prefix=f"{target.name}.", dir=target.parent)
             try:
                 with os.fdopen(handle, "wb") as file:
-                    self._like(target, new)
+                    self._like(model, new)
                     file.write(content)
                     file.flush()
                     os.fsync(file.fileno())
@@ -72,12 +73,12 @@ class LocalFiles:
         except OSError as error:
             raise _unusable(path, error) from error
 
-    def _like(self, target: Path, new: str) -> None:
-        """Give a new file the owner, the mode and the SELinux label of the one that it is to replace."""
-        if target.exists():
-            status = target.stat()
+    def _like(self, model: Path, new: str) -> None:
+        """Give a new file the owner, the mode and the SELinux label of another one."""
+        if model.exists():
+            status = model.stat()
             os.chown(new, status.st_uid, status.st_gid)
-            shutil.copystat(target, new)
+            shutil.copystat(model, new)
         else:
             Path(new).chmod(0o644)
 
@@ -104,19 +105,21 @@ def _unusable(path: str, error: OSError) -> GuestUnsupported:
     )
 
 
-def apply_here(wanted: Wanted, clock: Clock, *, check: bool, root: Path = Path("/")) -> Report:
+def apply_here(wanted: Wanted, clock: Clock, *, restart: bool = False, check: bool, root: Path = Path("/")) -> Report:
     """Have this machine's own agent allow or block what is wanted.
 
+    Without a file to change the agent is restarted only where ``restart`` says so, for one that has not read them yet.
     That the agent then does is for the hypervisor to see. An agent that does not start gets its old settings back.
     """
     wanted.check()
     files = LocalFiles(root)
     config = read_config(files, parse_version(_installed_version()))
     changes = plan(config, wanted)
-    report = Report(changed=bool(changes), restarted=bool(changes))
+    restart = restart or bool(changes)
+    report = Report(changed=restart, restarted=restart)
     report.settings = {rpc: config.settings_against(rpc) for rpc in wanted.rpcs}
     report.files = [Written(change.path, change) for change in changes]
-    if check or not changes:
+    if check or not restart:
         return report
     report.files = [
         written

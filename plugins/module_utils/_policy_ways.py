@@ -6,16 +6,17 @@
 
 By guest-exec, where the agent allows it, as when only other RPCs are blocked or guest-exec is to be. By the agent's
 own commands for files, and a power cycle, since nothing gentler restarts the agent from outside. Or in the guest's
-image, while the guest is shut down for it. Whatever fails on the way, the guest is left running as it was.
+image, while the guest is shut down for it, which needs no agent that answers. Whatever fails on the way, the guest is
+left running as it was.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from enum import Enum
-from typing import Any, Protocol
+from typing import Any, Protocol, Union
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _power, _restart
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import (
@@ -23,6 +24,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._agent import (
     WRITE_COMMANDS,
     AgentInfo,
     GuestAgent,
+    command_blocked,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._agent_config import (
     DROP_IN_DIRECTORIES,
@@ -42,24 +44,36 @@ from ansible_collections.kvm.fleet.plugins.module_utils._domain import (
     require_running,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    AgentCommandFailed,
+    AgentSilent,
     CommandFailed,
     DomainBusy,
     DomainUnsafe,
     FleetError,
+    GuestUnsupported,
     ImageFailed,
     ImageToolsMissing,
     InvalidRequest,
     NoWayOpen,
     PolicyUnsupported,
     ProofFailed,
+    RecordUnavailable,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._exec_files import ExecFiles
-from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import GuestFiles
+from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import RootFiles
 from ansible_collections.kvm.fleet.plugins.module_utils._lease import Recorder
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation, observe
-from ansible_collections.kvm.fleet.plugins.module_utils._policy import EXEC_RPCS, FileChange, Wanted, plan
+from ansible_collections.kvm.fleet.plugins.module_utils._policy import (
+    EXEC_RPCS,
+    LIFELINES,
+    FileChange,
+    Wanted,
+    plan,
+)
 from ansible_collections.kvm.fleet.plugins.module_utils._power import PowerOptions, PowerReport, PowerState
 from ansible_collections.kvm.fleet.plugins.module_utils._traced import decode, shown
+
+Files = Union[AgentFiles, RootFiles]
 
 BACKUP = ".kvm-fleet-backup"
 PROOF_SECONDS = 30
@@ -81,17 +95,17 @@ class Image(Protocol):
     """A guest's image that is open."""
 
     @property
-    def files(self) -> GuestFiles: ...
+    def files(self) -> RootFiles: ...
 
 
 class Images(Protocol):
-    """What opens the images of domains that are off."""
+    """What opens the images of domains that are off; for a look, also of those that run, as their disks are then."""
 
     def check(self, domain: Domain, *, uri: str, shut_off: bool, block_devices: bool) -> object:
         """Raise what would keep the image from being opened. Unless ``shut_off``, the domain may still run."""
 
     def open_image(
-        self, domain: Domain, *, uri: str, read_only: bool, block_devices: bool
+        self, domain: Domain, *, uri: str, read_only: bool, shut_off: bool, block_devices: bool
     ) -> AbstractContextManager[Image]: ...
 
 
@@ -152,8 +166,8 @@ class Written:
 class Report:
     """What was done, or would be.
 
-    ``known`` is False in check mode, where the files could only be read after a shutdown. ``proved`` tells whether the
-    agent itself was asked afterwards.
+    ``known`` is False in check mode, where the files could only be read after a shutdown. What else is told of a guest
+    that runs is as its disks were at that moment. ``proved`` tells whether the agent itself was asked afterwards.
     """
 
     changed: bool
@@ -195,12 +209,27 @@ def apply_policy(
     if observed.state not in ACTIVE_STATES:
         return work.while_off()
     require_running(domain.name, observed.state)
-    info = work.agent.info()
-    if request.wanted.met_by(lambda rpc: info.commands.get(rpc, False)):
-        return Report(changed=False, proved=True)
-    _refuse_what_no_setting_changes(domain, request.wanted, info)
-    work.version = parse_version(info.version)
+    info = _ask(work.agent, request.wanted)
+    if isinstance(info, _Closed):
+        work.mind_that_the_agent_does_not_answer()
+    else:
+        if request.wanted.met_by(lambda rpc: info.commands.get(rpc, False)):
+            return Report(changed=False, proved=True)
+        _refuse_what_no_setting_changes(domain, request.wanted, info)
+        work.version = parse_version(info.version)
     return work.by(work.choose(info))
+
+
+def _ask(agent: GuestAgent, wanted: Wanted) -> AgentInfo | _Closed:
+    """What the agent allows, or why it does not tell: it hangs, or it may not. Raises AgentCommandBlocked."""
+    try:
+        return agent.info()
+    except AgentSilent as error:
+        return _Closed(error.message)
+    except AgentCommandFailed as error:
+        if not wanted.allowed:  # nothing could prove that
+            raise command_blocked(["guest-info"]) from error
+        return _Closed(f"the agent does not tell what it allows, as where guest-info is blocked ({error.message})")
 
 
 def _refuse_what_no_setting_changes(domain: Domain, wanted: Wanted, info: AgentInfo) -> None:
@@ -232,7 +261,7 @@ class _Open:
     """A way that is open, with what was read and planned by it. There is no plan where the guest has to be off."""
 
     way: Way
-    files: GuestFiles | None = None
+    files: Files | None = None
     config: AgentConfig | None = None
     changes: tuple[FileChange, ...] = ()
 
@@ -253,6 +282,8 @@ class _Work:
     ) -> None:
         self.agent = GuestAgent(domain, hypervisor.clock)
         self.version: tuple[int, int] | None = None
+        self._agent_answers = True
+        self._has_written = False
         self._hypervisor = hypervisor
         self._clock = hypervisor.clock
         self._domain = domain
@@ -267,7 +298,13 @@ class _Work:
 
     # --- which way --------------------------------------------------------------------------------
 
-    def choose(self, info: AgentInfo) -> _Open:
+    def mind_that_the_agent_does_not_answer(self) -> None:
+        """It has to be allowed what libvirt needs to speak to it, or what proves the change, as well."""
+        self._agent_answers = False
+        if self._wanted.allowed:
+            self._wanted = replace(self._wanted, rpcs=tuple(dict.fromkeys((*self._wanted.rpcs, *LIFELINES))))
+
+    def choose(self, info: AgentInfo | _Closed) -> _Open:
         """The first way that is open, or the one that was asked for. Raises NoWayOpen."""
         closed: dict[str, str] = {}
         for way, look in (
@@ -288,7 +325,7 @@ class _Work:
             evidence={"ways": closed},
         )
 
-    def _look_by_exec(self, info: AgentInfo) -> _Open | _Closed:
+    def _look_by_exec(self, info: AgentInfo | _Closed) -> _Open | _Closed:
         blocked = _blocked(info, EXEC_RPCS)
         if blocked:
             return blocked
@@ -300,11 +337,15 @@ class _Work:
         files.fetch(USUAL_FILES, DROP_IN_DIRECTORIES)
         return self._planned(Way.EXEC, files)
 
-    def _look_by_files(self, info: AgentInfo) -> _Open | _Closed:
+    def _look_by_files(self, info: AgentInfo | _Closed) -> _Open | _Closed:
         closed = _blocked(info, tuple(dict.fromkeys((*READ_COMMANDS, *WRITE_COMMANDS)))) or self._no_power_cycle()
         if closed:
             return closed
-        found = self._planned(Way.FILES, AgentFiles(self.agent))
+        try:
+            found = self._planned(Way.FILES, AgentFiles(self.agent))
+        except (AgentCommandFailed, GuestUnsupported, PolicyUnsupported) as error:
+            # The agent lists no directory, so what decides may be in a file that nobody has seen.
+            return _Closed(f"what could be seen of the settings is not enough to change them: {error.message}")
         new = [change.path for change in found.changes if change.before is None]
         if new:
             return _Closed(
@@ -317,27 +358,46 @@ class _Work:
             )
         return found
 
-    def _look_offline(self, _info: AgentInfo) -> _Open | _Closed:
-        return self._no_power_cycle() or self._no_image() or _Open(Way.OFFLINE)
+    def _look_offline(self, info: AgentInfo | _Closed) -> _Open | _Closed:
+        """What can be refused is refused before the guest is shut down, by its disks as they are while it runs.
+
+        A guest whose agent does not answer is shut down only for what is to be edited: it may just be booting, or have
+        no agent. Whoever asks for this way knows better.
+        """
+        closed = self._no_power_cycle() or self._no_image()
+        if closed:
+            return closed
+        has_to_help = self._request.way is None and isinstance(info, _Closed)
+        try:
+            with self._image(read_only=True, shut_off=False) as image:
+                found = self._planned(Way.OFFLINE, image.files)
+        except DomainUnsafe as error:
+            return _Closed(error.message)
+        except ImageFailed as error:  # disks that are written to meanwhile may make no sense
+            return _Closed(error.message) if has_to_help else _Open(Way.OFFLINE)
+        if has_to_help and not found.changes:
+            return _Closed("the settings are as wanted, so it is the agent that has to be mended, or only restarted")
+        return replace(found, files=None)
 
     def _no_image(self) -> _Closed | None:
         try:
-            self._images.check(
-                self._domain,
-                uri=self._hypervisor.uri,
-                shut_off=False,
-                block_devices=self._request.block_devices,
-            )
+            self._check_image()
         except (DomainUnsafe, ImageFailed, ImageToolsMissing) as error:
             return _Closed(error.message)
         return None
 
+    def _check_image(self) -> None:
+        self._images.check(
+            self._domain, uri=self._hypervisor.uri, shut_off=False, block_devices=self._request.block_devices
+        )
+
     @contextmanager
-    def _image(self, *, read_only: bool) -> Iterator[Image]:
+    def _image(self, *, read_only: bool, shut_off: bool = True) -> Iterator[Image]:
         with self._images.open_image(
             self._domain,
             uri=self._hypervisor.uri,
             read_only=read_only,
+            shut_off=shut_off,
             block_devices=self._request.block_devices,
         ) as image:
             yield image
@@ -352,7 +412,7 @@ class _Work:
             return _Closed(error.message)
         return None
 
-    def _planned(self, way: Way, files: GuestFiles) -> _Open:
+    def _planned(self, way: Way, files: Files) -> _Open:
         config = read_config(files, self.version)
         return _Open(way, files, config, plan(config, self._wanted))
 
@@ -372,9 +432,9 @@ class _Work:
             return self._report
         with self._audited():
             if found.files is None:
-                self._power_cycle(self._edit_image)
+                self._change_in_image()
             elif found.way is Way.FILES:
-                with self._changed(found.files, found.changes):
+                with self._undone_on_the_image(), self._changed(found.files, found.changes):
                     self._power_cycle()
                     self._prove(PROOF_SECONDS)
             else:
@@ -406,8 +466,7 @@ class _Work:
             return self._report
         with self._audited():
             if self._report.restarted:
-                self._power_cycle(self._edit_image)
-                self._prove(PROOF_SECONDS)
+                self._change_in_image()
             else:
                 self._edit_image()
         self._report.changed = bool(self._report.files) or self._report.restarted
@@ -420,14 +479,63 @@ class _Work:
             self._tell(config, changes)
             self._write(image.files, changes)
 
+    def _change_in_image(self) -> None:
+        self._report.files = []  # what was planned may come to nothing
+        with self._undone_on_the_image():
+            self._power_cycle(self._edit_image)
+            self._prove(PROOF_SECONDS)
+
+    @contextmanager
+    def _undone_on_the_image(self) -> Iterator[None]:
+        """What fails once files were written, and could not be put back otherwise, is undone by another power cycle."""
+        try:
+            yield
+        except FleetError as error:
+            if self._has_written and error.evidence.get("put_back") is not True:
+                self._undo_on_the_image(error)
+            raise
+
+    def _undo_on_the_image(self, error: FleetError) -> None:
+        """Bring the old files back, and say with the error what has come of that."""
+        error.evidence["put_back"] = False
+
+        def edit() -> None:
+            with self._image(read_only=False) as image:
+                for one in self._report.files:
+                    put_back(image.files, one.change)
+            error.evidence["put_back"] = True
+
+        try:
+            self._check_image()
+            self._observed = observe(self._hypervisor, self._domain)
+            self._agent_answers = False
+            self._power_cycle(edit)
+        except FleetError as second:
+            error.evidence["undoing"] = second.message
+        backups = {one.path: one.backup for one in self._report.files}
+        error.evidence["backups"] = backups
+        if not error.evidence["put_back"]:
+            changed = ", ".join(
+                f"{path} (its copy is {copy})" if copy else f"{path} (which was made)" for path, copy in backups.items()
+            )
+            error.remedy += f" The settings could not be put back: {shown(changed)}."
+
     def _power_cycle(self, meanwhile: Callable[[], None] = lambda: None) -> PowerReport:
+        self._audit_restart()
         return _restart.cycle(
-            self._hypervisor, self._domain, self._observed, self._request.power, self._recorder, meanwhile=meanwhile
+            self._hypervisor,
+            self._domain,
+            self._observed,
+            self._request.power,
+            self._recorder,
+            meanwhile=meanwhile,
+            agent_answers=self._agent_answers,
         )
 
     def _change_by_exec(self, files: ExecFiles, changes: Sequence[FileChange]) -> None:
         try:
             with self._changed(files, changes):
+                self._audit_restart()
                 files.restart_agent([(written.path, written.backup or "") for written in self._report.files])
                 self._prove(self._request.power.agent_timeout)
         except ProofFailed as error:
@@ -436,7 +544,7 @@ class _Work:
             raise
 
     @contextmanager
-    def _changed(self, files: GuestFiles, changes: Sequence[FileChange]) -> Iterator[None]:
+    def _changed(self, files: Files, changes: Sequence[FileChange]) -> Iterator[None]:
         """Change the files for what is then tried, and put them back where that fails."""
         self._write(files, changes)
         try:
@@ -445,23 +553,26 @@ class _Work:
             error.evidence["put_back"] = _put_all_back(files, self._report.files)
             raise
 
-    def _write(self, files: GuestFiles, changes: Sequence[FileChange]) -> None:
+    def _write(self, files: Files, changes: Sequence[FileChange]) -> None:
         """Keep what was there, say in the audit what will be, and write it: all of the files, or none."""
 
         def announce(written: list[Written]) -> None:
             self._report.files = written
             self._report.audit = self._audit.add("changing", self._facts())
+            self._has_written = True
 
         kept = [self._kept(files, change) for change in changes]
         self._report.files = []
         change_files(files, kept, announce)
 
-    def _kept(self, files: GuestFiles, change: FileChange) -> Written:
+    def _kept(self, files: Files, change: FileChange) -> Written:
+        if not isinstance(files, AgentFiles):
+            return kept_in_guest(files, change)
+        if change.before is None:
+            return Written(change.path, change)
         # It cannot make a file in the guest that only root may change.
-        if isinstance(files, AgentFiles) and change.before is not None:
-            kept = self._audit.keep(self._domain.uuid, change.path, change.before)
-            return Written(change.path, change, backup=kept, backup_on="hypervisor")
-        return kept_in_guest(files, change)
+        kept = self._audit.keep(self._domain.uuid, change.path, change.before)
+        return Written(change.path, change, backup=kept, backup_on="hypervisor")
 
     # --- proof and audit --------------------------------------------------------------------------
 
@@ -469,37 +580,55 @@ class _Work:
         """Raise ProofFailed unless the agent comes to say what was wanted."""
         if self._report.proved:
             return
+        wanted = self._request.wanted
         said: dict[str, bool] = {}
         for _tick in ticks(Deadline(self._clock, seconds), self._clock):
             try:
                 said.update(self.agent.info().commands)
+            except AgentCommandFailed:
+                continue  # it may not even tell
             except FleetError as error:
                 if not error.transient:
                     raise
                 continue
-            if self._wanted.met_by(lambda rpc: said.get(rpc, False)):
+            if wanted.met_by(lambda rpc: said.get(rpc, False)):
                 self._report.proved = True
                 return
         backups = {one.path: one.backup for one in self._report.files}
         raise ProofFailed(
             f"the agent of {self._domain.name!r} was restarted with the changed settings and still does not "
-            f"{'allow' if self._wanted.allowed else 'block'} all of {', '.join(self._wanted.rpcs)}",
+            f"{'allow' if wanted.allowed else 'block'} all of {', '.join(wanted.rpcs)}",
             remedy="See 'systemctl cat qemu-guest-agent' and 'systemctl status qemu-guest-agent' in the guest: another "
             "setting may decide, or SELinux may. The evidence names the copies of what was changed.",
-            evidence={"allowed": {rpc: said.get(rpc) for rpc in self._wanted.rpcs}, "backups": backups},
+            evidence={"allowed": {rpc: said.get(rpc) for rpc in wanted.rpcs}, "backups": backups},
         )
 
     @contextmanager
     def _audited(self) -> Iterator[None]:
-        """Write down what has become of a change that the audit knows to have begun."""
+        """Write down what has become of a change that the audit knows to have begun, or of a restart."""
         try:
             yield
+            if self._report.audit:
+                event = "changed" if self._report.files else "restarted"
+                self._report.audit = self._audit.add(event, {**self._facts(), "proved": self._report.proved})
         except FleetError as error:
             if self._report.audit:
-                self._audit.add("failed", {**self._facts(), "error_code": error.error_code, "msg": error.message})
+                self._audit_failure(error)
             raise
-        if self._report.files:
-            self._report.audit = self._audit.add("changed", {**self._facts(), "proved": self._report.proved})
+
+    def _audit_restart(self) -> None:
+        """Write down that the agent, or the guest, is about to be restarted, unless a change that was begun says so."""
+        if not self._report.audit:
+            self._report.audit = self._audit.add("restarting", self._facts())
+
+    def _audit_failure(self, error: FleetError) -> None:
+        """Write down what went wrong. The error tells what the audit has, since by then it is not as if nothing was."""
+        try:
+            told = {**self._facts(), "error_code": error.error_code, "msg": error.message}
+            self._report.audit = self._audit.add("failed", told)
+        except RecordUnavailable as unavailable:
+            error.evidence["audit_failed"] = unavailable.message
+        error.evidence["audit"] = self._report.audit
 
     def _facts(self) -> dict[str, Any]:
         return audit_facts(
@@ -513,7 +642,9 @@ class _Work:
         )
 
 
-def _blocked(info: AgentInfo, rpcs: Sequence[str]) -> _Closed | None:
+def _blocked(info: AgentInfo | _Closed, rpcs: Sequence[str]) -> _Closed | None:
+    if isinstance(info, _Closed):
+        return info
     missing = [rpc for rpc in rpcs if not info.commands.get(rpc, False)]
     return _Closed(f"the agent does not allow {', '.join(missing)}") if missing else None
 
@@ -541,7 +672,7 @@ def audit_facts(
     }
 
 
-def change_files(files: GuestFiles, kept: Sequence[Written], announce: Callable[[list[Written]], None]) -> None:
+def change_files(files: Files, kept: Sequence[Written], announce: Callable[[list[Written]], None]) -> None:
     """Write files whose old content is kept: all of them, or none. ``announce`` is told before the first, if any."""
     if not kept:
         return
@@ -554,7 +685,7 @@ def change_files(files: GuestFiles, kept: Sequence[Written], announce: Callable[
             raise
 
 
-def _put_all_back(files: GuestFiles, written: Sequence[Written]) -> bool:
+def _put_all_back(files: Files, written: Sequence[Written]) -> bool:
     """Give the files their old content; tells whether that is known to have been done."""
     try:
         for one in written:
@@ -564,20 +695,23 @@ def _put_all_back(files: GuestFiles, written: Sequence[Written]) -> bool:
     return True
 
 
-def kept_in_guest(files: GuestFiles, change: FileChange) -> Written:
+def kept_in_guest(files: RootFiles, change: FileChange) -> Written:
     """A change, after what it replaces was kept beside it."""
     if change.before is None:
         return Written(change.path, change)
     return Written(change.path, change, backup=keep_beside(files, change.path, change.before), backup_on="guest")
 
 
-def keep_beside(files: GuestFiles, path: str, content: bytes) -> str:
-    """Keep the content of a file in a copy beside it, and return that one's path. A copy is never overwritten."""
+def keep_beside(files: RootFiles, path: str, content: bytes) -> str:
+    """Keep the content of a file in a copy beside it, for the same eyes, and return that one's path.
+
+    A copy is never overwritten.
+    """
     for number in range(1000):
         kept = f"{path}{BACKUP}.{number}" if number else f"{path}{BACKUP}"
         there = files.read(kept)
         if there is None:
-            files.write(kept, content)
+            files.write(kept, content, like=path)
         if there in (None, content):
             return kept
     raise PolicyUnsupported(
@@ -587,9 +721,9 @@ def keep_beside(files: GuestFiles, path: str, content: bytes) -> str:
     )
 
 
-def put_back(files: GuestFiles, change: FileChange) -> None:
-    """Give a file its old content. One that was not there is left empty where it cannot be removed."""
-    if change.before is None and isinstance(files, ExecFiles):
+def put_back(files: Files, change: FileChange) -> None:
+    """Give a file its old content. One that was not there is removed; by the agent's own commands none is made."""
+    if change.before is not None:
+        files.write(change.path, change.before)
+    elif not isinstance(files, AgentFiles):
         files.remove(change.path)
-    else:
-        files.write(change.path, change.before or b"")

@@ -137,14 +137,23 @@ def cycle(
     recorder: Recorder,
     *,
     meanwhile: Callable[[], None],
+    agent_answers: bool = True,
 ) -> PowerReport:
     """Restart the guest, whatever restarts are on record, and do something while it is off.
 
-    A guest that is off is started: it has to be one that a run has left so. Raises UpgradeRunning.
+    A guest that is off is started: it has to be one that a run has left so. One that runs has to have an agent that
+    answers, unless it is known that it does not, and that what is done meanwhile is to change that. Raises
+    UpgradeRunning.
     """
     wanted = PowerState.RESTARTED if observed.state in ACTIVE_STATES else PowerState.STARTED
     steps = _power.plan(observed, wanted, options)
-    _power.check(hypervisor, domain, steps, options)
+    begun: Begun | None = None
+    if agent_answers:
+        _power.check(hypervisor, domain, steps, options)
+    elif Step.SHUT_DOWN in steps:
+        # As of a restart that was cut off: nobody may be able to ask this guest for its boot id any more.
+        process = observed.process
+        begun = Begun(process, process is not None, boot_id=None, ended=False, process_after=None, forced=False)
     warnings = see_no_upgrade(hypervisor, domain, recorder) if Step.SHUT_DOWN in steps else []
     boot = recorder.now().boot_id
 
@@ -156,7 +165,9 @@ def cycle(
             recorder.note(StepName.RESTART, {STARTED: True})
 
     with recorder.failing(StepName.RESTART):
-        report = _power.apply(hypervisor, domain, steps, options, intend=intend, started=started, meanwhile=meanwhile)
+        report = _power.apply(
+            hypervisor, domain, steps, options, begun=begun, intend=intend, started=started, meanwhile=meanwhile
+        )
     if recorder.last(StepName.RESTART):
         result = {**_facts(report.process_after, report.boot_id_after, boot), "forced": report.forced}
         recorder.end(StepName.RESTART, result)

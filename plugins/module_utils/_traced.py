@@ -135,9 +135,9 @@ MAX_SHOWN = 500
 
 
 def shown(text: str) -> str:
-    """A text of a guest's without what a terminal would obey, and not too long."""
+    """A text of a guest's without what a terminal would obey, and not too long. Its indentation stays."""
     printable = "".join(character if character.isprintable() else " " for character in text)
-    return printable.strip()[:MAX_SHOWN]
+    return printable.rstrip()[:MAX_SHOWN]
 
 
 def unsupported(path: str, text: str, offset: int, why: str) -> PolicyUnsupported:

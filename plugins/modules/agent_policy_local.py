@@ -46,6 +46,12 @@ options:
     type: list
     elements: str
     default: [guest-exec, guest-exec-status]
+  restart:
+    description:
+      - Restart the agent even where no file has to change. For who has asked it by M(kvm.fleet.guest_agent_policy) and
+        heard that it does otherwise than its files say, as after a task that was cut off before the restart.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -101,13 +107,15 @@ def main() -> None:
         argument_spec={
             "state": {"type": "str", "choices": ["enabled", "disabled"], "required": True},
             "rpcs": {"type": "list", "elements": "str", "default": ["guest-exec", "guest-exec-status"]},
+            "restart": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
     wanted = Wanted(tuple(module.params["rpcs"]), allowed=module.params["state"] == "enabled")
 
     def work() -> dict[str, Any]:
-        told = _results.policy(apply_here(wanted, SystemClock(), check=module.check_mode))
+        report = apply_here(wanted, SystemClock(), restart=module.params["restart"], check=module.check_mode)
+        told = _results.policy(report)
         return {key: told[key] for key in ("changed", "settings", "files", "restarted", "diff")}
 
     run_here(module, work)

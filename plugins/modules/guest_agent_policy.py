@@ -16,10 +16,16 @@ description:
   - The filter is edited where it stands, in whichever of the files decides it by the rules of systemd and of the agent
     itself. Other settings, comments and line ends stay. What a vendor ships below C(/usr) is never edited.
   - If the agent says that all is as wanted, no file is looked at.
-  - A copy of each changed file is kept, and what was changed is written to C(/var/lib/kvm-fleet/audit.jsonl) on the
-    hypervisor.
-  - Afterwards the agent has to say what was wanted. Where it does not, the task fails, and files that were changed by
-    O(way=exec) or O(way=files) get their old content back.
+  - A copy of each changed file is kept. What is changed, and each restart, is written to
+    C(/var/lib/kvm-fleet/audit.jsonl) on the hypervisor before it is begun and when it has ended.
+  - A task that fails after that has the last of these lines in its evidence (C(audit)). One that has none there has
+    changed no setting and restarted nothing.
+  - Afterwards the agent has to say what was wanted. Where it does not, the task fails, and the files get their old
+    content back, on the image and with a second power cycle where the agent is gone by then. If that fails as well, the
+    remedy names the copies.
+  - An agent that hangs, or that may not tell what it allows (C(guest-info)), can be set up by O(way=offline). It is
+    then allowed C(guest-info), C(guest-ping) and C(guest-sync) as well. Unless asked for this way, the module does not
+    shut such a guest down where its settings are as wanted already.
   - A guest in which an upgrade that is on record is at work is not shut down (C(upgrade_running)). Where the agent does
     not say whether it is, the task goes on with a warning.
 extends_documentation_fragment:
@@ -30,8 +36,9 @@ attributes:
   check_mode:
     support: full
     details:
-      - Where only O(way=offline) is open to a guest that runs, its files cannot be read without a shutdown.
-        RV(files) is then empty and RV(known) is V(false).
+      - Where only O(way=offline) is open to a guest that runs, its files are read from its disks as they are at that
+        moment. What it has not written out yet, for half a minute or so, is not seen. Where its disks make no sense
+        while it runs, RV(files) is empty and RV(known) is V(false).
   diff_mode:
     support: full
 options:
@@ -52,8 +59,8 @@ options:
       - How to reach the guest's files. V(auto) takes the first of the others that is open, in their order.
       - V(exec) runs commands in the guest, which needs C(guest-exec), and has a transient unit restart the agent.
       - V(files) uses the agent's own commands for files, where they are allowed. A power cycle then restarts the agent.
-      - V(offline) shuts the guest down gracefully, edits its image with libguestfs and starts it again. A guest that is
-        off stays off.
+      - V(offline) shuts the guest down gracefully, edits its image with libguestfs and starts it again. What can be
+        refused is refused before that, by a look at its disks. A guest that is off stays off.
       - If none is open, the task fails with the error code C(no_way_open), and its evidence says why for each. With an
         account in the guest there is M(kvm.fleet.agent_policy_local).
     type: str
@@ -146,7 +153,9 @@ files:
       type: str
       sample: /etc/sysconfig/qemu-ga
     backup:
-      description: Where its old content is kept. V(null) in check mode, and for a file that was made.
+      description: >-
+        Where its old content is kept, for the same eyes as the file itself. V(null) in check mode, and for a file that
+        was made.
       type: str
       sample: /etc/sysconfig/qemu-ga.kvm-fleet-backup
     backup_on:
@@ -173,7 +182,8 @@ restarted:
   type: bool
   sample: true
 known:
-  description: Whether RV(files) tells all. V(false) in check mode where they could only be read after a shutdown.
+  description: >-
+    Whether RV(files) tells all. V(false) in check mode where they could only be read after a shutdown, see there.
   returned: success
   type: bool
   sample: true
@@ -185,7 +195,9 @@ proved:
   type: bool
   sample: true
 audit:
-  description: The line that was written to the audit on the hypervisor. V(null) where no file was changed.
+  description: >-
+    The last line that was written to the audit on the hypervisor. V(null) where no file was changed and nothing was
+    restarted. Its C(event) is V(changed), or V(restarted) where no file had to be changed.
   returned: success
   type: dict
   sample:

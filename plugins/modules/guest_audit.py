@@ -26,9 +26,10 @@ attributes:
 options:
   event:
     description:
-      - V(changing) before a change, V(changed) or V(failed) after it.
+      - V(changing) before a change, V(changed) or V(failed) after it. V(restarting) and V(restarted) where the agent is
+        restarted and no file is changed.
     type: str
-    choices: [changing, changed, failed]
+    choices: [changing, changed, restarting, restarted, failed]
     required: true
   state:
     description:
@@ -104,11 +105,13 @@ from ansible_collections.kvm.fleet.plugins.module_utils._policy import Wanted
 from ansible_collections.kvm.fleet.plugins.module_utils._policy_ways import audit_facts
 from ansible_collections.kvm.fleet.plugins.module_utils._runner import DOMAIN_ARGUMENTS, run
 
+EVENTS = ["changing", "changed", "restarting", "restarted", "failed"]
+
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "event": {"type": "str", "choices": ["changing", "changed", "failed"], "required": True},
+            "event": {"type": "str", "choices": EVENTS, "required": True},
             "state": {"type": "str", "choices": ["enabled", "disabled"], "required": True},
             "rpcs": {"type": "list", "elements": "str", "default": ["guest-exec", "guest-exec-status"]},
             "way": {"type": "str", "default": "ssh"},

@@ -203,7 +203,8 @@ guests:
         denies_package_management:
           description: >-
             Whether it keeps the agent from running the package manager. Without O(run_commands) this is concluded from
-            the agent's type, with it the guest's kernel is asked.
+            the agent's type, and V(null) where the role C(kvm.fleet.selinux_runner) has left its program in the guest,
+            since only a command tells whether that one is let through. With it the guest's kernel is asked.
           type: bool
           sample: true
     reboot_required:

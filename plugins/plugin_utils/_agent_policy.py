@@ -10,46 +10,102 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import ACTIVE_STATES, DomainState
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import DomainNotRunning
 from ansible_collections.kvm.fleet.plugins.module_utils._policy import EXEC_RPCS
+from ansible_collections.kvm.fleet.plugins.module_utils._results import failure as facts_of
 from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import describe_failure
 from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import HostVars, wanted_names
 
 Facts = Mapping[str, Any]
 
+OFF_STATES = frozenset(state.value for state in DomainState if state not in ACTIVE_STATES)
 
-def policy_targets(hosts: Iterable[HostVars], state: str, wanted: object) -> list[str]:
-    """The names of the guests whose agents have to be set up.
 
-    Guests that somebody asked for by name are all of them. Otherwise those whose agent does not allow, or block,
-    guest-exec yet, and after them those that run and of which nobody can tell, to be refused by name rather than passed
-    over. What is off is left alone. A host's 'fleet_agent' holds what guest_info said of it.
+@dataclass(frozen=True)
+class Targets:
+    """What becomes of the guests that were found, by their names in the inventory.
+
+    ``chosen`` are those whose agents have to be set up, in their turn. ``content`` are as wanted. ``off`` has a record
+    for the summary of each whose settings nobody has looked at, since it is off.
     """
-    listed = list(hosts)
+
+    chosen: list[str]
+    content: list[str]
+    off: dict[str, Facts]
+
+
+def policy_targets(hosts: Iterable[HostVars], state: str, wanted: object) -> Targets:
+    """Choose the guests whose agents have to be set up.
+
+    Guests that somebody asked for by name are all of them. Otherwise first what a run has shut down and not started
+    again; then those whose agent does not allow, or block, guest-exec yet; and then those that run and of which nobody
+    can tell, to be refused by name rather than passed over. What somebody else has shut down is left alone.
+
+    A host's 'fleet_agent' holds what guest_info said of it, 'fleet_left_off' whether a run has left it off.
+    """
+    named = {str(host["inventory_hostname"]): host for host in hosts}
     if wanted_names(wanted):
-        return [str(host["inventory_hostname"]) for host in listed]
-    turns = [(_turn(host.get("fleet_agent") or {}, state == "enabled"), host) for host in listed]
-    return [str(host["inventory_hostname"]) for wave in (0, 1) for turn, host in turns if turn == wave]
+        return Targets(list(named), [], {})
+    off = {name: _not_attempted(name, host) for name, host in named.items() if _is_off(host) and not _is_left_off(host)}
+    turns = {name: _turn(host, state == "enabled") for name, host in named.items() if name not in off}
+    return Targets(
+        chosen=[name for wave in range(3) for name, turn in turns.items() if turn == wave],
+        content=[name for name, turn in turns.items() if turn is None],
+        off=off,
+    )
 
 
-def _turn(look: Facts, allowed: bool) -> int | None:
-    guests = look.get("guests") or []
-    if not guests:
-        return 1
-    agent = guests[0]["agent"]
-    said = [agent["rpcs"][rpc]["allowed"] for rpc in EXEC_RPCS]
+def _is_left_off(host: HostVars) -> bool:
+    return host.get("fleet_left_off") is True
+
+
+def _look(host: HostVars) -> Facts | None:
+    """What guest_info said of the guest, if it was told."""
+    guests = (host.get("fleet_agent") or {}).get("guests") or [None]
+    first: Facts | None = guests[0]
+    return first
+
+
+def _is_off(host: HostVars) -> bool:
+    look = _look(host)
+    return look is not None and look["state"] in OFF_STATES
+
+
+def _turn(host: HostVars, allowed: bool) -> int | None:
+    if _is_left_off(host):
+        return 0
+    look = _look(host)
+    said = [look["agent"]["rpcs"][rpc]["allowed"] for rpc in EXEC_RPCS] if look else [None]
     if None in said:
-        return None if agent["state"] == "not_running" else 1
-    return None if all(one == allowed for one in said) else 0
+        return 2
+    return None if all(one == allowed for one in said) else 1
+
+
+def _not_attempted(name: str, host: HostVars) -> Facts:
+    error = DomainNotRunning(
+        "it is off, so that nobody could ask its agent",
+        remedy=f"Start it and run again. Or name it to have its image edited while it is off: -e fleet_guests={name}",
+    )
+    return {
+        "guest": name,
+        "hypervisor": host.get("kvm_hypervisor"),
+        "domain": host.get("kvm_domain"),
+        "outcome": "not_attempted",
+        "error": facts_of(error),
+    }
 
 
 @dataclass(frozen=True)
 class PolicyResult:
     """What became of one guest; the summary, the statistics and AWX's artifacts show it.
 
-    ``outcome`` is one of unchanged, changed, failed, refused. In check mode it is what a run would come to. ``policy``
-    says what was wanted. ``duration`` is in seconds.
+    ``outcome`` is one of unchanged, changed, restarted, failed, refused. In check mode it is what a run would come to.
+    ``policy`` says what was wanted. ``resumed`` names the run that was gone on with, and where that was cut off,
+    ``taken_over`` the one that was found dead. ``duration`` is in seconds.
     """
 
+    run: str
     guest: str
     hypervisor: str
     uri: str
@@ -60,29 +116,35 @@ class PolicyResult:
     way: str | None
     files: list[Mapping[str, Any]]
     restarted: bool
+    resumed: Mapping[str, Any] | None
+    taken_over: Mapping[str, Any] | None
     duration: float
     error: Mapping[str, Any] | None
 
 
 def make_policy_result(
-    guest: Facts, taken: Mapping[str, Facts], *, duration: float, check_mode: bool, failure: Facts | None = None
+    guest: Facts, taken: Mapping[str, Any], *, duration: float, check_mode: bool, failure: Facts | None = None
 ) -> dict[str, Any]:
     """Put together what the steps returned.
 
-    ``guest`` has name, hypervisor, uri, domain, state and rpcs; ``taken`` what guest_agent_policy returned, as done,
-    and agent_policy_local, as local. ``failure`` is the failed task's name and result, if one failed.
+    ``guest`` has run, name, hypervisor, uri, domain, state and rpcs. ``taken`` has what the steps registered, as far as
+    they came: lease, power (a restart that an earlier run had begun), done (guest_agent_policy), audited (that the
+    guest's own files are about to be changed), local (agent_policy_local); and intervening, whether it came to that.
+    ``failure`` is the failed task's name and result, if one failed.
     """
-    local, done = taken.get("local") or {}, taken.get("done") or {}
+    lease, power, done, local = (taken.get(step) or {} for step in ("lease", "power", "done", "local"))
     told = local if "files" in local else done
     error = describe_failure(failure) if failure else None
     if error:
-        # Whatever these codes are raised for comes before the first change.
-        untouched = error["error_code"] in REFUSALS or not (told or done)
-        outcome = "refused" if untouched else "failed"
+        outcome = "failed" if taken.get("intervening") and _was_touched(taken, error) else "refused"
+    elif told.get("changed"):
+        outcome = "changed"
     else:
-        outcome = "changed" if told.get("changed") else "unchanged"
+        outcome = "restarted" if power.get("restarted") is True else "unchanged"
+    resumed = lease.get("resumed")
     return vars(
         PolicyResult(
+            run=guest.get("run", ""),
             guest=guest["name"],
             hypervisor=guest["hypervisor"],
             uri=guest["uri"],
@@ -92,16 +154,29 @@ def make_policy_result(
             policy={"state": guest["state"], "rpcs": list(guest["rpcs"])},
             way="ssh" if told is local and local else told.get("way"),
             files=list(told.get("files") or []),
-            restarted=told.get("restarted") is True and not error,
+            restarted=True in (told.get("restarted"), power.get("restarted")) and not error,
+            resumed={key: resumed[key] for key in ("run", "cut_off")} if resumed else None,
+            taken_over=lease.get("taken_over"),
             duration=round(duration, 1),
             error=error,
         )
     )
 
 
-REFUSALS = frozenset(
-    {
-        *("no_way_open", "policy_unsupported", "invalid_request", "guest_leased", "domain_not_found"),
-        *("domain_not_running", "domain_busy", "no_agent_channel", "image_tools_missing"),
-    }
-)
+def _was_touched(taken: Mapping[str, Any], error: Facts) -> bool:
+    """Whether anything of the guest was changed or restarted, or may have been, be it put back.
+
+    A module's own error tells that by its evidence. Of any other, such as a run that has ended, nobody can tell.
+    """
+    power, done, audited, local = (taken.get(step) or {} for step in ("power", "done", "audited", "local"))
+    return bool(
+        error["error_code"] in UNTOLD
+        or error["evidence"].get("audit")
+        or audited.get("audit")
+        or power.get("failed")
+        or power.get("error_code")
+        or True in (step.get("changed") for step in (power, done, local))
+    )
+
+
+UNTOLD = frozenset({"task_failed", "run_ended"})

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,6 +59,17 @@ class Guest:
         return "unknown" if self.observed is None else str(self.observed["drift"]["state"])
 
     @property
+    def off(self) -> bool:
+        """Whether it is known to be off."""
+        return self.observed is not None and _is_off(self.observed)
+
+    @property
+    def left_off(self) -> bool:
+        """Whether it is off because a run has shut it down and did not come to start it again."""
+        run = (self.observed or {}).get("run") or {}
+        return bool(self.off and run.get("unfinished") and run.get("shut_down"))
+
+    @property
     def turn(self) -> int | None:
         """When it is its turn among guests that nobody asked for by name, lowest first; None if it is not one of them.
 
@@ -66,12 +78,11 @@ class Guest:
         refusal of a guest may end the run. What somebody else has shut down is left alone.
         """
         run = (self.observed or {}).get("run") or {}
-        off = self.drift == "not_running"
-        if off and run.get("unfinished") and run.get("shut_down"):
+        if self.left_off:
             return 0
         if run.get("live"):
-            return None if off or (self.drift == "none" and not run.get("unfinished")) else 3
-        if not off and (self.drift == "drifted" or run.get("unfinished")):
+            return None if self.off or (self.drift == "none" and not run.get("unfinished")) else 3
+        if not self.off and (self.drift == "drifted" or run.get("unfinished")):
             return 1
         return 2 if self.drift == "unknown" or run.get("problem") else None
 
@@ -81,7 +92,7 @@ class Guest:
         if self.observed is None:
             return 2
         unreached = self.observed["agent_channel"] in ("absent", "disconnected")
-        if not unreached or self.drift == "not_running":
+        if not unreached or self.off:
             return None
         return 3 if (self.observed.get("run") or {}).get("live") else 1
 
@@ -239,6 +250,43 @@ def select_guests(
     return list(selected.values())
 
 
+def elsewhere(hosts: Iterable[HostVars], inventory: Inventory) -> dict[tuple[Place, str], dict[str, Any]]:
+    """Why nobody may work on a domain that is off while what has its UUID is not, wherever the run has looked.
+
+    A guest that was migrated may leave its definition behind. That leads to the disks of a guest that runs, and QEMU's
+    lock on them is not always known to another hypervisor.
+    """
+    seen = [
+        (place, domain)
+        for place, domains in _by_place(hosts, inventory, "fleet_domains", "domains").items()
+        for domain in domains.values()
+    ]
+    active = {domain["uuid"]: place for place, domain in seen if not _is_off(domain)}
+    return {
+        (place, str(domain["name"])): _runs_elsewhere(place, str(domain["name"]), active[domain["uuid"]])
+        for place, domain in seen
+        if _is_off(domain) and domain["uuid"] in active
+    }
+
+
+def _is_off(domain: Mapping[str, Any]) -> bool:
+    return bool(domain["drift"]["state"] == "not_running")
+
+
+def _runs_elsewhere(place: Place, domain: str, active: Place) -> dict[str, Any]:
+    connection = "" if place.uri == DEFAULT_URI else f"-c {shlex.quote(place.uri)} "
+    where = active.hypervisor if active.hypervisor != place.hypervisor else active.uri
+    return {
+        "hypervisor": place.hypervisor,
+        "uri": place.uri,
+        "error_code": "runs_elsewhere",
+        "msg": f"domain {domain!r} is off on {place.hypervisor}, and the guest with its UUID runs on {where}",
+        "remedy": "If that is what a migration has left behind, undefine it there, which leaves its disks alone: "
+        # '--' keeps a name with a leading dash from being an option.
+        f"virsh {connection}undefine -- {shlex.quote(domain)}",
+    }
+
+
 def check_named(wanted: object) -> None:
     """Raise SelectionError where no guest was named, for work that nobody should do to guests by accident."""
     if not wanted_names(wanted):
@@ -255,7 +303,7 @@ def wanted_names(wanted: object) -> list[str]:
 
 
 def refusal(guest: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a guest that nobody can work on, since its hypervisor could not be looked at."""
+    """The record of a guest that nobody can work on: its hypervisor could not be looked at, or it runs elsewhere."""
     return {
         "guest": guest["name"],
         "hypervisor": guest["hypervisor"],

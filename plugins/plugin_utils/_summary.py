@@ -69,7 +69,11 @@ def render_summary(job: str, records: Sequence[Record], failed_looks: Sequence[R
 
 def _guest_lines(record: Record) -> list[str]:
     if record["outcome"] == "not_attempted":
-        return [f"- {printable(record['guest'])}", "  Not attempted: the run ended before its turn"]
+        why = record.get("error") or {"msg": "the run ended before its turn", "remedy": ""}
+        return [
+            f"- {printable(record['guest'])}",
+            *_indented([("Not attempted", why["msg"]), ("Remedy", why["remedy"])]),
+        ]
     if record["outcome"] not in SUCCESSES:
         return [f"✗ {printable(record['guest'])}", *_indented(_failure_facts(record))]
     return [f"✓ {printable(record['guest'])}", *_indented(_success_facts(record))]
@@ -104,6 +108,7 @@ def _policy_facts(record: Record) -> list[tuple[str, str]]:
         ("Way", record["way"] or ""),
         ("Changed", ", ".join(file["path"] for file in files)),
         ("Copies", ", ".join(copies)),
+        *_history(record),
         ("Duration", duration_text(record["duration"])),
     ]
 

@@ -194,6 +194,7 @@ def test_guest_exec_is_blocked_and_allowed_again_check_real_again(pristine_guest
     added = ours.replace(b"[general]\r\n", b"[general]\r\nblock-rpcs=guest-exec,guest-exec-status\r\n")
     assert guest.read_file(CONF) == added
     assert guest.read_file(f"{CONF}.kvm-fleet-backup") == ours
+    assert guest.output("/usr/bin/stat", "-c", "%a %U:%G", f"{CONF}.kvm-fleet-backup") == "640 root:adm\n"
     assert [(entry["event"], entry["owner"], entry["way"]) for entry in audited(guest)[known:]] == [
         ("changing", "test", "exec"),
         ("changed", "test", "exec"),
@@ -259,7 +260,7 @@ def test_both_are_blocked_so_the_image_is_edited_while_the_guest_is_off(make_gue
     blocked = f"[general]\nblock-rpcs={','.join((*EXEC, *FILES))}\n"
     assert guest.output("/bin/cat", CONF) == f"[general]\nblock-rpcs={','.join(FILES)}\n"
     assert guest.output("/bin/cat", f"{CONF}.kvm-fleet-backup") == blocked
-    assert [entry["event"] for entry in audited(guest)] == ["changing", "changed"]
+    assert [entry["event"] for entry in audited(guest)] == ["restarting", "changing", "changed"]
 
     # One that is off stays off.
     assert not module("domain_power", name=guest.name, state="stopped")["failed"]

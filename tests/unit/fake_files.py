@@ -29,11 +29,15 @@ class FakeFiles:
     def read(self, path: str) -> bytes | None:
         return self.contents.get(path)
 
-    def write(self, path: str, content: bytes) -> None:
+    def write(self, path: str, content: bytes, *, like: str | None = None) -> None:
         if path in self.faults:
             raise self.faults[path]
+        assert like is None or like in self.contents
         self.written.append(path)
         self.contents[path] = content
+
+    def remove(self, path: str) -> None:
+        del self.contents[path]
 
     def names(self, directory: str) -> Sequence[str] | None:
         if not self.lists:
@@ -132,6 +136,17 @@ FAMILIES = [
             "/lib/systemd/system/qemu-guest-agent.service": _unit("-/usr/sbin/qemu-ga"),
             "/etc/init.d/qemu-guest-agent": "#!/bin/sh\n",
             "/etc/default/qemu-guest-agent": "# options\nDAEMON_ARGS='-v -b guest-exec,guest-exec-status'\n",
+        },
+        "/etc/default/qemu-guest-agent",
+        EXEC,
+    ),
+    Family(
+        "ubuntu 18.04",
+        (2, 11),
+        {
+            **SYSTEMD,
+            "/etc/init.d/qemu-guest-agent": "#!/bin/sh\n",
+            "/etc/default/qemu-guest-agent": 'DAEMON_ARGS="--blacklist=guest-exec,guest-exec-status"\n',
         },
         "/etc/default/qemu-guest-agent",
         EXEC,

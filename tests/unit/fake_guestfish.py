@@ -90,6 +90,10 @@ def answer(command, arguments, options):
         told = state["answers"][command]
         return told.pop(0) if isinstance(told, list) else told
     path = arguments[-1] if arguments else ""
+    if command == "list-partitions":
+        return "".join(f"{{device}}\\n" for device in state["types"])
+    if command == "vfs-type":
+        return state["types"].get(path, "") + "\\n"
     if command == "mount":
         if arguments[1] in state["unmountable"]:
             raise Failed("mount: wrong fs type, bad option, bad superblock")
@@ -206,6 +210,9 @@ class FakeGuestfish:
         program.parent.mkdir(exist_ok=True)
         state = self.directory / "state.json"
         answers = {
+            "list-devices": "/dev/sda\n",
+            "feature-available": "true\n",
+            "lvs": "",
             "list-filesystems": self.file_systems,
             "inspect-os": self.roots,
             "inspect-get-type": f"{self.system}\n",
@@ -220,6 +227,7 @@ class FakeGuestfish:
             "fails": self.fails,
             "answers": answers,
             "unmountable": self.unmountable,
+            "types": dict(line.split(": ", 1) for line in self.file_systems.splitlines() if ": " in line),
         }
         told |= {"launch_fails": self.launch_fails, "launch_says": self.launch_says, "labels": self.labels}
         state.write_text(json.dumps(told), encoding="utf-8")

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,25 +22,42 @@ from tests.unit.fake_hypervisor import FakeDomain, FakeHypervisor
 
 
 class FilteredAgent(FakeAgent):
-    """Reads its settings when it starts. ``deaf`` is one whose filter comes from elsewhere."""
+    """Reads its settings when it starts.
+
+    ``deaf`` is one whose filter comes from elsewhere. One that ``fails_with`` a word does not start with that in its
+    configuration file.
+    """
 
     deaf = False
+    fails_with: bytes | None = None
+    has_failed = False
 
     def __init__(self, clock: FakeClock) -> None:
         super().__init__(clock)
         self.program = self._run
         self.restarts = 0
+        self.starts = 0
         self.denied: set[str] = set()
 
     def restart(self) -> None:
         super().restart()
+        self.starts += 1
+        conf = self.files.get("/etc/qemu/qemu-ga.conf") or b""
+        self.has_failed = self.fails_with is not None and self.fails_with in conf
         if self.deaf:
             return
         files = {path: content for path, content in self.files.items() if content is not None}
         config = read_config(FakeFiles(files), (7, 2))
         self.blocked = {rpc for rpc in ALL_COMMANDS if not config.allows(rpc)}
 
+    def exchange(self, request: str, timeout: int) -> str:
+        if self.has_failed:
+            raise self._silence(timeout)
+        return super().exchange(request, timeout)
+
     def _run(self, call: Call) -> Ending:
+        if call.command == ["cat", "/proc/sys/kernel/random/boot_id"]:
+            return Ending(stdout=f"{uuid.uuid5(uuid.NAMESPACE_URL, str(self.starts))}\n".encode())
         script, arguments = call.command[2], call.command[4:]
         if script in self.denied:
             return Ending(126, stderr=b"Permission denied\n")
@@ -47,7 +65,7 @@ class FilteredAgent(FakeAgent):
             _exec_files._READ: self._cat,
             _exec_files._FETCH: self._fetch,
             _exec_files._NAMES: self._list,
-            _exec_files._WRITE: lambda path: self._store(path, call.stdin),
+            _exec_files._WRITE: lambda path, _like: self._store(path, call.stdin),
             _exec_files._REMOVE: self._forget,
             _exec_files._PROBE: Ending,
             _exec_files._LAUNCH: self._launch,
@@ -104,31 +122,42 @@ def fail_with(error: FleetError | None) -> None:
 
 
 class FakeImages:
-    """Opens images of guests that are off. ``fault`` is the error that each of it raises, ``impossible`` each check.
+    """Opens images of guests that are off, and for a look of those that run.
 
+    ``fault`` is the error that each of it raises, ``look_fault`` each of a guest that runs, ``impossible`` each check.
+    ``looks`` counts those of guests that run, ``opened`` has for each of the others whether it was to read only.
     ``block_devices`` is what was said of them last.
     """
 
     def __init__(self) -> None:
         self.opened: list[bool] = []
         self.block_devices = False
+        self.looks = 0
         self.fault: FleetError | None = None
+        self.look_fault: FleetError | None = None
         self.impossible: FleetError | None = None
         self.write_faults: dict[str, FleetError] = {}
 
     def check(self, domain: Domain, *, uri: str, shut_off: bool, block_devices: bool) -> None:
         assert (uri, shut_off) == ("qemu:///session", False)
-        assert domain.state() in ACTIVE_STATES
+        assert domain.name
         self.block_devices = block_devices
         fail_with(self.impossible)
 
     @contextmanager
-    def open_image(self, domain: Domain, *, uri: str, read_only: bool, block_devices: bool) -> Iterator[_OpenImage]:
+    def open_image(
+        self, domain: Domain, *, uri: str, read_only: bool, shut_off: bool, block_devices: bool
+    ) -> Iterator[_OpenImage]:
         assert uri == "qemu:///session"
         assert isinstance(domain, FakeDomain)
-        assert domain.state() not in ACTIVE_STATES
-        self.opened.append(read_only)
+        assert (domain.state() in ACTIVE_STATES) is not shut_off
         self.block_devices = block_devices
+        if shut_off:
+            self.opened.append(read_only)
+        else:
+            assert read_only
+            self.looks += 1
+            fail_with(self.look_fault)
         fail_with(self.fault)
         agent = domain.agent
         files = FakeFiles({path: content for path, content in agent.files.items() if content is not None})
@@ -137,7 +166,8 @@ class FakeImages:
         yield _OpenImage(files)
         if read_only:
             assert files.written == []
-        agent.files.update(files.contents)
+            return
+        agent.files = {"/proc/1/comm": agent.files["/proc/1/comm"], **files.contents}
 
 
 def filtered_guest(hypervisor: FakeHypervisor, files: Mapping[str, str], name: str = "web1") -> FakeDomain:

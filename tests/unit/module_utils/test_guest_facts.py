@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from ansible_collections.kvm.fleet.plugins.module_utils import _guest_facts
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import SystemClock
+from ansible_collections.kvm.fleet.plugins.module_utils._exec import RUNNER
 from ansible_collections.kvm.fleet.plugins.module_utils._guest_facts import (
     AGENT,
     BOOT,
@@ -170,6 +171,7 @@ def test_files_are_read_without_a_process(clock: FakeClock) -> None:
         BOOT: "btime 7\n",
         ENFORCE: "1",
         CONTEXT: "system_u:system_r:virt_qemu_ga_t:s0\0",
+        RUNNER: None,
         REBOOT_FLAG: "",
         REBOOT_PACKAGES: "\ufffd\n",
         REBOOT_NEEDED: None,

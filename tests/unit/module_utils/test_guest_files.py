@@ -17,28 +17,28 @@ from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import SystemClock
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import CommandFailed, FleetError
 from ansible_collections.kvm.fleet.plugins.module_utils._exec_files import ExecFiles
-from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import MAX_FILE, GuestFiles
+from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import MAX_FILE, RootFiles
 from ansible_collections.kvm.fleet.plugins.module_utils._policy_here import LocalFiles
 from tests.unit.host_agent import HostAgent
 
 ODD = b"# \xff\0\r\nno end"
 
 
-def by_commands(host: HostAgent) -> GuestFiles:
+def by_commands(host: HostAgent) -> RootFiles:
     return ExecFiles(GuestAgent(host, SystemClock()))
 
 
-def by_itself(_host: HostAgent) -> GuestFiles:
+def by_itself(_host: HostAgent) -> RootFiles:
     return LocalFiles()
 
 
 @pytest.fixture(params=[by_commands, by_itself])
-def files(request: pytest.FixtureRequest, host: HostAgent) -> GuestFiles:
-    make: Callable[[HostAgent], GuestFiles] = request.param
+def files(request: pytest.FixtureRequest, host: HostAgent) -> RootFiles:
+    make: Callable[[HostAgent], RootFiles] = request.param
     return make(host)
 
 
-def test_a_file_is_read_as_it_is(files: GuestFiles, tmp_path: Path) -> None:
+def test_a_file_is_read_as_it_is(files: RootFiles, tmp_path: Path) -> None:
     path = tmp_path / "it's $HOME"
     assert files.read(str(path)) is None
     path.write_bytes(ODD)
@@ -49,7 +49,7 @@ def test_a_file_is_read_as_it_is(files: GuestFiles, tmp_path: Path) -> None:
     assert files.read("/proc/self/comm")
 
 
-def test_a_file_that_is_too_long_is_refused(files: GuestFiles, tmp_path: Path) -> None:
+def test_a_file_that_is_too_long_is_refused(files: RootFiles, tmp_path: Path) -> None:
     path = tmp_path / "long"
     path.write_bytes(b"x" * MAX_FILE)
     assert len(files.read(str(path)) or b"") == MAX_FILE
@@ -58,7 +58,7 @@ def test_a_file_that_is_too_long_is_refused(files: GuestFiles, tmp_path: Path) -
         files.read(str(path))
 
 
-def test_a_file_keeps_its_owner_and_mode_and_is_replaced_as_a_whole(files: GuestFiles, tmp_path: Path) -> None:
+def test_a_file_keeps_its_owner_and_mode_and_is_replaced_as_a_whole(files: RootFiles, tmp_path: Path) -> None:
     path = tmp_path / "conf"
     path.write_bytes(b"old")
     path.chmod(0o640)
@@ -71,13 +71,25 @@ def test_a_file_keeps_its_owner_and_mode_and_is_replaced_as_a_whole(files: Guest
     assert [other.name for other in tmp_path.iterdir() if other.name != "bin"] == ["conf"]
 
 
-def test_a_new_file_is_for_others_to_read_and_its_directories_are_made(files: GuestFiles, tmp_path: Path) -> None:
+def test_a_new_file_is_for_others_to_read_and_its_directories_are_made(files: RootFiles, tmp_path: Path) -> None:
     path = tmp_path / "a" / "b c" / "conf"
     files.write(str(path), b"new")
     assert (path.read_bytes(), stat.S_IMODE(path.stat().st_mode)) == (b"new", 0o644)
 
 
-def test_a_link_stays_a_link(files: GuestFiles, tmp_path: Path) -> None:
+def test_a_new_file_that_is_like_another_is_for_the_same_eyes(files: RootFiles, tmp_path: Path) -> None:
+    path = tmp_path / "conf"
+    path.write_bytes(b"old")
+    path.chmod(0o640)
+    (tmp_path / "link").symlink_to("conf")
+    for like in ("conf", "link"):
+        copy = tmp_path / f"copy of {like}"
+        files.write(str(copy), b"kept", like=str(tmp_path / like))
+        assert (copy.read_bytes(), stat.S_IMODE(copy.stat().st_mode)) == (b"kept", 0o640)
+    assert path.read_bytes() == b"old"
+
+
+def test_a_link_stays_a_link(files: RootFiles, tmp_path: Path) -> None:
     target, link = tmp_path / "target", tmp_path / "link"
     target.write_bytes(b"old")
     link.symlink_to("target")
@@ -85,7 +97,7 @@ def test_a_link_stays_a_link(files: GuestFiles, tmp_path: Path) -> None:
     assert (link.is_symlink(), target.read_bytes()) == (True, b"new")
 
 
-def test_names_are_sorted_and_a_missing_directory_has_none(files: GuestFiles, tmp_path: Path) -> None:
+def test_names_are_sorted_and_a_missing_directory_has_none(files: RootFiles, tmp_path: Path) -> None:
     directory = tmp_path / "d"
     assert files.names(str(directory)) in ([], ())
     directory.mkdir()

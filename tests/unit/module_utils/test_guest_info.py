@@ -20,6 +20,8 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     HypervisorUnavailable,
     InvalidRequest,
 )
+from ansible_collections.kvm.fleet.plugins.module_utils._exec import RUNNER
+from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import MAX_FILE
 from ansible_collections.kvm.fleet.plugins.module_utils._guest_info import (
     AgentState,
     GuestInfo,
@@ -119,6 +121,18 @@ def test_what_blocks_a_command_is_told_by_file_and_line(hypervisor: FakeHypervis
     }
     domain.agent.files[UNIT] = b"[Service]\nExecStart=/bin/sh -c qemu-ga\n"
     assert look(hypervisor, domain, InfoOptions()).settings == {}
+
+
+@pytest.mark.parametrize("content", [None, b"x" * (MAX_FILE + 1)])
+def test_a_file_of_settings_that_cannot_be_read_is_no_problem_of_the_guests(
+    hypervisor: FakeHypervisor, content: bytes | None
+) -> None:
+    conf = "/etc/qemu/qemu-ga.conf"
+    unit = "[Service]\nExecStart=/usr/sbin/qemu-ga\n"
+    domain = filtered_guest(hypervisor, {**SYSTEMD, UNIT: unit, conf: "[general]\nblock-rpcs=guest-get-fsinfo\n"})
+    domain.agent.files[conf] = content
+    found = look(hypervisor, domain, InfoOptions())
+    assert (codes(found), found.settings) == ([], {})
 
 
 def telling(text: str) -> Callable[[Call], Ending]:
@@ -246,6 +260,16 @@ def test_selinux_is_judged_by_the_agents_type(
     domain.agent.files |= dict(zip((_guest_facts.ENFORCE, _guest_facts.CONTEXT), files, strict=True))
     found = look(hypervisor, domain, InfoOptions())
     assert (found.selinux_mode, found.selinux_denies, codes(found)) == judged
+
+
+@pytest.mark.parametrize("readable", [True, False])
+def test_where_the_labelled_runner_is_there_only_a_command_tells_what_selinux_denies(
+    hypervisor: FakeHypervisor, domain: FakeDomain, readable: bool
+) -> None:
+    runner = b"#!/bin/sh\n" if readable else None
+    domain.agent.files |= {_guest_facts.ENFORCE: b"1", _guest_facts.CONTEXT: CONFINED, RUNNER: runner}
+    found = look(hypervisor, domain, InfoOptions())
+    assert (found.selinux_mode, found.selinux_denies, codes(found)) == ("enforcing", None, [])
 
 
 ENFORCING = """\

@@ -25,7 +25,14 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     ImageToolsMissing,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import MAX_FILE
-from ansible_collections.kvm.fleet.plugins.module_utils._image import Drive, check, drives_of, open_image, virt_rescue
+from ansible_collections.kvm.fleet.plugins.module_utils._image import (
+    Drive,
+    check,
+    drives_of,
+    open_disks,
+    open_image,
+    virt_rescue,
+)
 from tests.unit.fake_guestfish import FakeGuestfish
 from tests.unit.fake_hypervisor import FakeDomain, FakeHypervisor
 
@@ -201,6 +208,38 @@ def test_the_command_for_a_person_opens_the_same_disks(domain: FakeDomain, hyper
     assert words[4:] == ["--format=qcow2", "-a", str(hypervisor.images / "web1.qcow2"), "-i"]
 
 
+@pytest.mark.parametrize("read_only", [True, False])
+@pytest.mark.parametrize("kind", ["swsuspend", "tuxonice"])
+def test_a_hibernated_guest_is_refused_before_anything_is_mounted(
+    domain: FakeDomain, fake_guestfish: FakeGuestfish, kind: str, read_only: bool
+) -> None:
+    fake_guestfish.file_systems = f"/dev/sda1: ext4\n/dev/sda2: {kind}\n"
+    fake_guestfish.ready()
+    disks = open_disks(domain, uri=URI, read_only=read_only)
+    with pytest.raises(DomainUnsafe, match="is hibernated: its RAM is on /dev/sda2") as refused, disks:
+        pass
+    assert "shut it down properly" in refused.value.remedy
+    asked = {call[0] for call in fake_guestfish.calls()}
+    assert asked == {"add", "run", "list-devices", "list-partitions", "feature-available", "lvs", "vfs-type"}
+
+
+def test_an_appliance_without_lvm_is_not_asked_for_it(domain: FakeDomain, fake_guestfish: FakeGuestfish) -> None:
+    fake_guestfish.answers = {"feature-available": "false\n"}
+    fake_guestfish.fails = {"lvs": "feature 'lvm2' is not available in this build of libguestfs"}
+    fake_guestfish.ready()
+    with open_disks(domain, uri=URI):
+        pass
+
+
+def test_only_a_look_is_had_at_a_domain_that_runs(domain: FakeDomain, fake_guestfish: FakeGuestfish) -> None:
+    fake_guestfish.ready()
+    domain.be(DomainState.RUNNING)
+    with open_image(domain, uri=URI, read_only=True, shut_off=False) as image:
+        assert image.files.read("/etc/conf") is None
+    with pytest.raises(DomainRunning), open_image(domain, uri=URI, shut_off=False):
+        pass
+
+
 # --- opening it ----------------------------------------------------------------------------------
 
 
@@ -295,6 +334,27 @@ def test_a_file_is_replaced_as_a_whole_with_its_attributes(domain: FakeDomain, f
     written = [call[0] for call in fake_guestfish.calls()]
     start = written.index("rm-f")
     assert written[start : start + 6] == ["rm-f", "upload", "copy-attributes", "sync", "mv", "sync"]
+
+
+def test_a_file_that_is_new_may_be_like_another_one(domain: FakeDomain, fake_guestfish: FakeGuestfish) -> None:
+    fake_guestfish.ready()
+    old = fake_guestfish.root / "etc" / "conf"
+    old.write_bytes(b"old")
+    old.chmod(0o640)
+    (fake_guestfish.root / "etc" / "link").symlink_to("/etc/conf")
+    with open_image(domain, uri=URI) as image:
+        image.files.write("/etc/copy", b"kept", like="/etc/link")
+    copy = fake_guestfish.root / "etc" / "copy"
+    assert (copy.read_bytes(), copy.stat().st_mode & 0o777) == (b"kept", 0o640)
+    assert [call[1] for call in fake_guestfish.calls("copy-attributes")] == ["/etc/conf"]
+
+
+def test_a_file_is_removed(domain: FakeDomain, fake_guestfish: FakeGuestfish) -> None:
+    fake_guestfish.ready()
+    (fake_guestfish.root / "etc" / "conf").touch()
+    with open_image(domain, uri=URI) as image:
+        image.files.remove("/etc/conf")
+        assert image.files.read("/etc/conf") is None
 
 
 def test_a_file_that_is_new_is_labelled_like_its_directory(domain: FakeDomain, fake_guestfish: FakeGuestfish) -> None:

@@ -270,6 +270,21 @@ def test_only_what_is_not_blocked_yet_is_added() -> None:
     assert change.after == b"[general]\nblock-rpcs=guest-exec,guest-exec-status\n"
 
 
+@pytest.mark.parametrize(
+    ("release", "path"),
+    [
+        ("ID=debian", "/etc/qemu/qemu-ga.conf"),
+        ("ID=fedora", "/etc/qemu/qemu-ga.conf"),
+        ('ID="rhel"\nID_LIKE="fedora"', "/etc/qemu-kvm/qemu-ga.conf"),
+        ('ID="rocky"\nID_LIKE="rhel centos fedora"', "/etc/qemu-kvm/qemu-ga.conf"),
+        ('ID="ol"\nID_LIKE="fedora"', "/etc/qemu-kvm/qemu-ga.conf"),
+    ],
+)
+def test_the_configuration_file_is_where_the_distribution_builds_it_to_be(release: str, path: str) -> None:
+    [change] = apply(debian(**{"/etc/os-release": f"{release}\n"}), DISABLED, (9, 1))
+    assert change.path == path
+
+
 def test_an_allow_list_is_never_left_beside_a_new_block_list() -> None:
     """QEMU 8.0 to 9.0 refuse to start with both."""
     [change] = apply(debian(f"[general]\nallow-rpcs=guest-ping,{','.join(EXEC)}\n"), DISABLED, (8, 2))
@@ -340,6 +355,10 @@ def test_what_cannot_be_edited_is_refused_by_file_and_line(files: FakeFiles, pla
     [
         ({**SYSTEMD}, "has no qemu-guest-agent.service"),
         ({"/proc/1/comm": "init"}, "has no /etc/init.d/qemu-guest-agent"),
+        (
+            {**SYSTEMD, "/usr/lib/systemd/system/qemu-ga@.service": "[Service]\nExecStart=-/usr/bin/qemu-ga\n"},
+            "starts its agent by /usr/lib/systemd/system/qemu-ga@.service",
+        ),
         ({**SYSTEMD, "/etc/systemd/system/qemu-guest-agent.service": ""}, "0 commands"),
         (
             {

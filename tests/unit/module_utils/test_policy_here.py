@@ -76,6 +76,26 @@ def test_check_real_again(root: Path, log: Path, clock: FakeClock) -> None:
     assert len(log.read_text().splitlines()) == 3
 
 
+def test_an_agent_that_has_not_read_its_files_yet_is_restarted_without_a_change(
+    root: Path, log: Path, clock: FakeClock
+) -> None:
+    fill(root, {**DEBIAN, CONF: BLOCKED})
+    predicted = apply_here(DISABLED, clock, restart=True, check=True, root=root)
+    assert (predicted.changed, predicted.restarted, log.exists()) == (True, True, False)
+    done = apply_here(DISABLED, clock, restart=True, check=False, root=root)
+    assert (done.changed, done.restarted, done.files) == (True, True, [])
+    assert "restart qemu-guest-agent.service" in log.read_text().splitlines()
+    assert text(root, CONF) == BLOCKED
+
+
+@pytest.mark.usefixtures("log")
+def test_a_copy_is_for_the_same_eyes(root: Path, clock: FakeClock) -> None:
+    fill(root, DEBIAN)
+    (root / CONF.lstrip("/")).chmod(0o640)
+    apply_here(DISABLED, clock, check=False, root=root)
+    assert (root / f"{CONF}.kvm-fleet-backup".lstrip("/")).stat().st_mode & 0o777 == 0o640
+
+
 @pytest.mark.parametrize("there", [True, False])
 def test_an_agent_that_does_not_start_gets_its_old_settings(
     root: Path, log: Path, clock: FakeClock, there: bool
@@ -87,6 +107,18 @@ def test_an_agent_that_does_not_start_gets_its_old_settings(
     assert (root / CONF.lstrip("/")).exists() is there
     assert text(root, CONF) == "# mine\n" if there else True
     assert log.read_text().splitlines().count("restart qemu-guest-agent.service") == 2
+
+
+def test_a_unit_that_systemd_makes_of_the_init_script_is_restarted_as_any_other(
+    root: Path, log: Path, clock: FakeClock
+) -> None:
+    fill(root, {**SYSVINIT, "/proc/1/comm": "systemd\n", "/etc/default/qemu-guest-agent": "DAEMON_ARGS='-v'\n"})
+    done = apply_here(DISABLED, clock, check=False, root=root)
+    assert (done.changed, done.files[0].path) == (True, "/etc/default/qemu-guest-agent")
+    assert text(root, "/etc/default/qemu-guest-agent") == (
+        "DAEMON_ARGS='-v --block-rpcs=guest-exec,guest-exec-status'\n"
+    )
+    assert "restart qemu-guest-agent.service" in log.read_text().splitlines()
 
 
 def test_without_systemd_the_init_script_is_used(root: Path, log: Path, clock: FakeClock) -> None:

@@ -19,6 +19,7 @@ from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import (
     check_limit,
     choose_looks,
     default_hosts,
+    elsewhere,
     failed_looks,
     host_name,
     known_guests,
@@ -31,7 +32,7 @@ SESSION = "qemu:///session"
 
 
 def domain(name: str, drift: str = "none") -> dict[str, Any]:
-    return {"name": name, "drift": {"state": drift, "reasons": []}}
+    return {"name": name, "uuid": f"uuid of {name}", "drift": {"state": drift, "reasons": []}}
 
 
 def host(name: str, look: Mapping[str, Any] | None = None, **variables: Any) -> dict[str, Any]:
@@ -211,6 +212,36 @@ def test_for_an_agent_guests_are_chosen_on_whose_channel_nobody_listens() -> Non
     guests = known_guests(hosts, {})
     assert names(select_guests(guests, None, {}, choice="agent")) == ["silent", "without", "gone", "busy"]
     assert names(select_guests(guests, "well", {}, choice="agent")) == ["well"]
+
+
+def on(name: str, *domains: tuple[str, str, str], **variables: Any) -> dict[str, Any]:
+    found = [{**domain(called, drift), "uuid": uuid} for called, uuid, drift in domains]
+    return host(name, {"domains": found}, **variables)
+
+
+def test_what_is_off_while_its_uuid_runs_elsewhere_is_nobodys_to_work_on() -> None:
+    hosts = [
+        on("hv1", ("web1", "a", "not_running"), ("off", "b", "not_running")),
+        on("hv2", ("web1", "a", "none")),
+        on("hv3", ("-www 1", "a", "not_running"), kvm_uri=SESSION),
+        on("hv4", ("off", "b", "not_running"), ("web1", "c", "not_running")),
+    ]
+    found = {(place.hypervisor, name): why for (place, name), why in elsewhere(hosts, {}).items()}
+    assert set(found) == {("hv1", "web1"), ("hv3", "-www 1")}
+    why = found["hv1", "web1"]
+    assert (why["error_code"], why["hypervisor"]) == ("runs_elsewhere", "hv1")
+    assert why["msg"] == "domain 'web1' is off on hv1, and the guest with its UUID runs on hv2"
+    assert why["remedy"].endswith(": virsh undefine -- web1")
+    assert found["hv3", "-www 1"]["remedy"].endswith(f": virsh -c {SESSION} undefine -- '-www 1'")
+
+
+@pytest.mark.parametrize("drift", ["none", "drifted", "unknown"])
+def test_it_runs_elsewhere_whatever_its_drift_and_whether_or_not_the_inventory_knows(drift: str) -> None:
+    hosts = [
+        on("web1", ("web1", "a", "not_running"), kvm_hypervisor="hv1"),
+        on("db", ("db", "b", "none"), ("web1", "a", drift), kvm_hypervisor="hv2"),
+    ]
+    assert [(place.hypervisor, name) for place, name in elsewhere(hosts, {})] == [("hv1", "web1")]
 
 
 def test_by_default_guests_that_drift_come_before_those_nobody_knows() -> None:

@@ -7,14 +7,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _exec_files, _record
+from ansible_collections.kvm.fleet.plugins.module_utils._audit import Audit
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState
-from ansible_collections.kvm.fleet.plugins.module_utils._errors import ImageFailed, ImageToolsMissing
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import ImageFailed, ImageToolsMissing, RecordUnavailable
 from ansible_collections.kvm.fleet.plugins.module_utils._record import StepName
 from ansible_collections.kvm.fleet.plugins.module_utils._store import Store, moment, records_directory
 from ansible_collections.kvm.fleet.plugins.modules import guest_agent_policy
@@ -196,15 +198,17 @@ def test_both_are_blocked_so_the_image_is_edited_while_the_guest_is_off(
 ) -> None:
     domain = filtered_guest(hypervisor, blocking(*FILE_COMMANDS, *EXEC))
     predicted = policy(run, "enabled", check=True)
-    assert (predicted["changed"], predicted["known"], predicted["files"]) == (True, False, [])
-    assert (domain.changes, images.opened) == ([], [])
+    assert (predicted["way"], predicted["known"], predicted["proved"]) == ("offline", True, False)
+    assert (domain.changes, images.opened, images.looks) == ([], [], 1)
     result = policy(run, "enabled")
     assert (result["way"], result["known"], result["proved"]) == ("offline", True, True)
+    assert predicted["diff"] == result["diff"]
     assert domain.changes == ["shutdown by acpi", "start"]
     assert domain.agent.blocked == set(FILE_COMMANDS)
     assert text(domain, BACKUP) == blocking(*FILE_COMMANDS, *EXEC)[CONF]
-    changing, changed = lines(audit)
-    assert (changing["event"], changed["event"], changed["way"]) == ("changing", "changed", "offline")
+    restarting, changing, changed = lines(audit)
+    assert (restarting["event"], restarting["files"], changing["event"]) == ("restarting", [], "changing")
+    assert (changed["event"], changed["way"], changed["files"]) == ("changed", "offline", result["files"])
     assert changed == result["audit"]
 
 
@@ -218,6 +222,42 @@ def test_what_may_be_done_on_block_devices_is_passed_on(
     images.block_devices = not allowed
     policy(run, "enabled", block_devices=allowed)
     assert images.block_devices is allowed
+
+
+def test_disks_that_make_no_sense_while_they_are_written_to_are_read_after_the_shutdown(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages
+) -> None:
+    domain = filtered_guest(hypervisor, blocking(*FILE_COMMANDS, *EXEC))
+    images.look_fault = ImageFailed("no system was found", remedy="None.")
+    predicted = policy(run, "enabled", check=True)
+    assert (predicted["changed"], predicted["known"], predicted["files"]) == (True, False, [])
+    assert (policy(run, "enabled")["proved"], domain.agent.blocked) == (True, set(FILE_COMMANDS))
+
+
+def test_what_only_the_disks_tell_is_refused_before_the_shutdown(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages
+) -> None:
+    unit = "[Service]\nExecStart=/usr/bin/qemu-ga --block-rpcs=guest-exec,guest-file-open\n"
+    domain = filtered_guest(hypervisor, {**SYSTEMD, UNIT: unit})
+    refused = policy(run, "enabled", rpcs=["guest-exec"])
+    assert (refused["error_code"], refused["evidence"]["file"]) == ("policy_unsupported", UNIT)
+    assert (domain.changes, images.opened) == ([], [])
+
+
+def test_a_drop_in_that_the_agent_cannot_find_is_found_on_the_disks(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages
+) -> None:
+    drop_in = "/etc/systemd/system/qemu-guest-agent.service.d/50-filter.conf"
+    files = {
+        **SYSTEMD,
+        UNIT: "[Service]\nExecStart=/bin/sh -c qemu-ga\n",
+        drop_in: "[Service]\nExecStart=\nExecStart=/usr/sbin/qemu-ga --block-rpcs=guest-exec,guest-exec-status\n",
+    }
+    domain = filtered_guest(hypervisor, files)
+    assert "by another program" in policy(run, "enabled", way="files")["evidence"]["ways"]["files"]
+    result = policy(run, "enabled")
+    assert (result["way"], result["files"][0]["path"], domain.agent.blocked) == ("offline", drop_in, set())
+    assert images.looks == 1
 
 
 @pytest.mark.parametrize("writing", [True, False])
@@ -245,6 +285,106 @@ def test_a_failure_in_the_image_does_not_hide_that_the_guest_could_not_be_starte
     domain.habits.boots_in = 10**6
     result = policy(run, "enabled", agent_timeout=60)
     assert (result["error_code"], result["evidence"]["while_off"]) == ("agent_silent", "the image is odd")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_guest_whose_agent_does_not_come_up_after_the_edit_gets_its_old_files_by_another_power_cycle(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages, audit: Path, there: bool
+) -> None:
+    domain = filtered_guest(hypervisor, blocking("guest-x") if there else DEBIAN)
+    agent_of(domain).fails_with = b"guest-exec"
+    before = dict(domain.agent.files)
+    result = policy(run, "disabled", way="offline", agent_timeout=60)
+    assert (result["error_code"], result["evidence"]["put_back"]) == ("agent_silent", True)
+    assert domain.changes == ["shutdown by acpi", "start"] * 2
+    assert {path: content for path, content in domain.agent.files.items() if path != BACKUP} == before
+    assert result["evidence"]["backups"] == {CONF: BACKUP if there else None}
+    assert (domain.state(), images.opened) == (DomainState.RUNNING, [False, False])
+    assert policy(run, "enabled")["proved"] is True
+    assert [line["event"] for line in lines(audit)] == ["restarting", "changing", "failed"]
+
+
+def test_what_was_changed_by_an_agent_that_is_then_gone_is_undone_on_the_image(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages
+) -> None:
+    domain = filtered_guest(hypervisor, blocking(*EXEC))
+    agent_of(domain).fails_with = b"block-rpcs=\n"
+    result = policy(run, "enabled", way="files", agent_timeout=60)
+    assert (result["error_code"], result["evidence"]["put_back"]) == ("agent_silent", True)
+    assert (text(domain, CONF), images.opened) == (blocking(*EXEC)[CONF], [False])
+    assert not agent_of(domain).has_failed
+
+    images.impossible = ImageToolsMissing("there is no guestfish", remedy="Install it.")
+    domain.changes.clear()
+    result = policy(run, "enabled", way="files", agent_timeout=60)
+    assert (result["evidence"]["put_back"], result["evidence"]["undoing"]) == (False, "there is no guestfish")
+    assert domain.changes == ["shutdown by acpi", "start"]
+
+
+def test_an_agent_that_says_otherwise_after_the_edit_is_undone_as_well(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages
+) -> None:
+    domain = filtered_guest(hypervisor, blocking("guest-x"))
+    agent_of(domain).deaf = True
+    result = policy(run, "disabled", way="offline")
+    assert (result["error_code"], result["evidence"]["put_back"]) == ("proof_failed", True)
+    assert (text(domain, CONF), images.opened) == (blocking("guest-x")[CONF], [False, False])
+
+
+def test_what_cannot_be_undone_is_named_with_its_copy(run: Run, hypervisor: FakeHypervisor, images: FakeImages) -> None:
+    domain = filtered_guest(hypervisor, blocking("guest-x"))
+    agent_of(domain).fails_with = b"guest-exec"
+    hypervisor.clock.after(30, lambda: setattr(images, "fault", ImageFailed("it is locked", remedy="None.")))
+    result = policy(run, "disabled", way="offline", agent_timeout=60)
+    assert (result["error_code"], result["evidence"]["put_back"]) == ("agent_silent", False)
+    assert result["evidence"]["undoing"]
+    assert f"{CONF} (its copy is {BACKUP})" in result["remedy"]
+    assert domain.state() is DomainState.RUNNING
+
+
+# --- agents that do not tell ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("way", ["auto", "offline"])
+def test_an_agent_that_hangs_is_set_up_on_the_image(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages, way: str
+) -> None:
+    domain = filtered_guest(hypervisor, blocking("guest-x", *EXEC))
+    domain.agent.silent = True
+    assert policy(run, "enabled", way=way, check=True)["diff"]
+    result = policy(run, "enabled", way=way)
+    assert (result["way"], result["proved"], domain.agent.blocked) == ("offline", True, set())
+    assert (domain.changes, images.opened) == (["shutdown by acpi", "start"], [False])
+
+
+def test_an_agent_that_may_not_tell_what_it_allows_is_allowed_to(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages
+) -> None:
+    domain = filtered_guest(hypervisor, blocking("guest-info", "guest-x", *EXEC))
+    for way in ("exec", "files"):
+        refused = policy(run, "enabled", way=way)
+        assert refused["error_code"] == "no_way_open"
+        assert "guest-info" in refused["evidence"]["ways"][way]
+    refused = policy(run, "disabled", rpcs=["guest-file-open"])
+    assert (refused["error_code"], refused["evidence"]) == ("agent_command_blocked", {"blocked": ["guest-info"]})
+    result = policy(run, "enabled")
+    assert (result["way"], result["proved"], domain.agent.blocked) == ("offline", True, set())
+    assert text(domain, CONF) == blocking("guest-x")[CONF]
+    assert images.opened == [False]
+
+
+@pytest.mark.parametrize("unreadable", [True, False])
+def test_a_silent_guest_is_not_shut_down_for_nothing(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages, unreadable: bool
+) -> None:
+    domain = filtered_guest(hypervisor, DEBIAN)
+    domain.agent.silent = True
+    if unreadable:
+        images.look_fault = ImageFailed("no system was found", remedy="None.")
+    refused = policy(run, "enabled")
+    assert (refused["error_code"], domain.changes) == ("no_way_open", [])
+    assert ("no system" if unreadable else "as wanted") in refused["evidence"]["ways"]["offline"]
+    assert policy(run, "enabled", way="offline")["proved"] is True
 
 
 def test_a_guest_that_is_off_is_edited_and_stays_off(run: Run, hypervisor: FakeHypervisor, images: FakeImages) -> None:
@@ -295,6 +435,7 @@ def test_a_transient_guest_is_not_shut_down(run: Run, hypervisor: FakeHypervisor
     assert (domain.changes, images.opened) == ([], [])
 
 
+@pytest.mark.usefixtures("images")
 def test_a_vendors_command_line_is_refused_before_anything(run: Run, hypervisor: FakeHypervisor) -> None:
     unit = "[Service]\nExecStart=/usr/bin/qemu-ga --block-rpcs=guest-exec\n"
     domain = filtered_guest(hypervisor, {**SYSTEMD, UNIT: unit})
@@ -339,6 +480,79 @@ def test_without_an_audit_nothing_is_changed(run: Run, hypervisor: FakeHyperviso
     assert (text(domain, CONF), domain.changes) == (blocking(*EXEC)[CONF], [])
 
 
+# --- what was begun ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("blocked", "way"), [(EXEC, "offline"), ({"guest-get-fsinfo"}, "exec")])
+@pytest.mark.usefixtures("images")
+def test_a_restart_that_no_file_is_changed_for_is_audited_as_well(
+    run: Run, hypervisor: FakeHypervisor, audit: Path, blocked: set[str], way: str
+) -> None:
+    domain = filtered_guest(hypervisor, DEBIAN)
+    domain.agent.blocked = blocked  # as it was started with other settings
+    result = policy(run, "enabled", rpcs=sorted(blocked), owner="job 7")
+    assert (result["way"], result["restarted"], result["files"], result["proved"]) == (way, True, [], True)
+    assert [(line["event"], line["owner"], line["files"]) for line in lines(audit)] == [
+        ("restarting", "job 7", []),
+        ("restarted", "job 7", []),
+    ]
+
+
+def test_what_is_refused_only_once_the_guest_is_off_tells_that_it_was_restarted(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages, audit: Path
+) -> None:
+    unit = f"[Service]\nExecStart=/usr/bin/qemu-ga --block-rpcs={','.join((*FILE_COMMANDS, *EXEC))}\n"
+    domain = filtered_guest(hypervisor, {**SYSTEMD, UNIT: unit})
+    images.look_fault = ImageFailed("as it is written to", remedy="None.")
+    result = policy(run, "enabled")
+    assert (result["error_code"], domain.changes) == ("policy_unsupported", ["shutdown by acpi", "start"])
+    assert result["evidence"]["audit"] == lines(audit)[-1]
+    assert [line["event"] for line in lines(audit)] == ["restarting", "failed"]
+
+
+def failing_audit(monkeypatch: pytest.MonkeyPatch, *events: str) -> None:
+    """Have the audit lack the room for lines of these events."""
+    add = Audit.add
+
+    def fail(self: Audit, event: str, facts: Mapping[str, Any]) -> dict[str, Any]:
+        if event in events:
+            raise RecordUnavailable("no room", remedy="Make some.")
+        return add(self, event, facts)
+
+    monkeypatch.setattr(Audit, "add", fail)
+
+
+def test_an_audit_that_cannot_be_written_to_does_not_hide_the_first_cause(
+    run: Run, hypervisor: FakeHypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domain = filtered_guest(hypervisor, blocking(*EXEC))
+    domain.habits.shuts_down_after = None
+    failing_audit(monkeypatch, "failed")
+    result = policy(run, "enabled", shutdown_timeout=10)
+    assert (result["error_code"], result["evidence"]["audit_failed"]) == ("shutdown_timeout", "no room")
+    assert result["evidence"]["audit"]["event"] == "changing"
+
+
+def test_a_change_whose_end_cannot_be_audited_is_no_refusal(
+    run: Run, hypervisor: FakeHypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domain = filtered_guest(hypervisor, DEBIAN)
+    failing_audit(monkeypatch, "changed", "failed")
+    result = policy(run, "disabled")
+    assert (result["error_code"], result["evidence"]["audit"]["event"]) == ("record_unavailable", "changing")
+    assert domain.agent.blocked == EXEC
+
+
+def test_a_guest_is_not_shut_down_where_that_cannot_be_audited(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    domain = filtered_guest(hypervisor, blocking(*FILE_COMMANDS, *EXEC))
+    failing_audit(monkeypatch, "restarting")
+    result = policy(run, "enabled")
+    assert (result["error_code"], "audit" in result["evidence"]) == ("record_unavailable", False)
+    assert (domain.changes, images.opened) == ([], [])
+
+
 # --- copies, the audit, runs ---------------------------------------------------------------------
 
 
@@ -375,6 +589,13 @@ def test_what_a_guest_wrote_into_its_files_is_made_fit_to_be_shown(run: Run, hyp
     result = policy(run, "enabled", rpcs=["guest-exec"], check=True)
     assert "\x1b" not in json.dumps(result)
     assert result["files"][0]["lines"][0]["before"] == "block-rpcs= [2J ,guest-exec"
+
+
+def test_a_difference_keeps_its_indentation(run: Run, hypervisor: FakeHypervisor) -> None:
+    filtered_guest(hypervisor, {**DEBIAN, CONF: "  [general]\n  block-rpcs=guest-x,guest-exec\n"})
+    result = policy(run, "enabled", rpcs=["guest-exec"], check=True)
+    assert result["diff"][0]["after"] == "  [general]\n  block-rpcs=guest-x\n"
+    assert result["files"][0]["lines"][0]["after"] == "  block-rpcs=guest-x"
 
 
 def taken(run: Run, run_id: str) -> None:
@@ -421,11 +642,11 @@ def test_a_guest_that_a_dead_run_left_off_is_edited_and_started(
     assert policy(run, "enabled", run="mine")["error_code"] == "image_failed"
     assert domain.state() is DomainState.SHUT_OFF
     domain.faults.clear()
-    agent_of(domain).files[CONF] = blocking(*FILE_COMMANDS, *EXEC)[CONF].encode()
+    assert text(domain, CONF) == blocking(*FILE_COMMANDS, *EXEC)[CONF]
     result = policy(run, "enabled", run="mine")
     assert (result["changed"], result["restarted"], result["proved"]) == (True, True, True)
     assert domain.state() is DomainState.RUNNING
-    assert len(images.opened) == 2
+    assert len(images.opened) == 3, "once to undo the first"
 
 
 # --- what was changed in the guest itself --------------------------------------------------------

@@ -53,6 +53,20 @@ def test_guests_of_a_hypervisor_that_is_gone_are_chosen_and_refused() -> None:
     assert "  Error: hv1 could not be looked at: no route to host (nothing was changed)" in summary
 
 
+def test_a_domain_that_runs_elsewhere_is_refused_and_the_one_that_runs_is_not() -> None:
+    looks = {
+        name: {"domains": [{"name": "web1", "uuid": "u", "drift": {"state": drift}}]}
+        for name, drift in (("hv1", "not_running"), ("hv2", "none"))
+    }
+    chosen = select([host(name, look) for name, look in looks.items()], {}, "web1")
+    assert [(guest["name"], bool(guest["refusal"])) for guest in chosen] == [("web1@hv1", True), ("web1@hv2", False)]
+    records = refused(chosen)
+    assert (list(records), records["web1@hv1"]["error"]["error_code"]) == (["web1@hv1"], "runs_elsewhere")
+    assert "  Error: domain 'web1' is off on hv1, and the guest with its UUID runs on hv2 (nothing was changed)" in (
+        render_summary("rescue", list(records.values()))
+    )
+
+
 def test_guests_carry_the_uri_of_their_hypervisor() -> None:
     (chosen,) = select([host("web1", kvm_hypervisor="hv1")], {"hv1": {"kvm_uri": SESSION}}, "web1")
     assert (chosen["uri"], chosen["drift"]) == (SESSION, "unknown")
