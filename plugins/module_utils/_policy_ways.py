@@ -252,7 +252,10 @@ class _Closed:
 
 @dataclass(frozen=True)
 class _Open:
-    """A way that is open, with what was read and planned by it. There is no plan where the guest has to be off."""
+    """A way that is open, with what was read and planned by it.
+
+    Without ``files``, the guest has to be off to be changed. What was planned is then made anew, if anything was.
+    """
 
     way: Way
     files: Files | None = None
