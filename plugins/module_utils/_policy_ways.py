@@ -258,7 +258,10 @@ class _Closed:
 
 @dataclass(frozen=True)
 class _Open:
-    """A way that is open, with what was read and planned by it. There is no plan where the guest has to be off."""
+    """A way that is open, with what was read and planned by it.
+
+    Without ``files``, the guest has to be off to be changed. What was planned is then made anew, if anything was.
+    """
 
     way: Way
     files: Files | None = None
@@ -375,9 +378,11 @@ class _Work:
             return _Closed(error.message)
         except ImageFailed as error:  # disks that are written to meanwhile may make no sense
             return _Closed(error.message) if has_to_help else _Open(Way.OFFLINE)
-        if has_to_help and not found.changes:
+        if found.changes:
+            return replace(found, files=None)
+        if has_to_help:
             return _Closed("the settings are as wanted, so it is the agent that has to be mended, or only restarted")
-        return replace(found, files=None)
+        return _Open(Way.OFFLINE)  # the agent has not read them yet, or the guest has not written them to its disks
 
     def _no_image(self) -> _Closed | None:
         try:

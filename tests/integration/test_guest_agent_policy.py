@@ -248,13 +248,18 @@ def test_an_agent_that_does_not_start_with_its_new_settings_gets_its_old_ones(pr
 def test_both_are_blocked_so_the_image_is_edited_while_the_guest_is_off(make_guest: MakeGuest) -> None:
     guest = make_guest()
     guest.block_agent_commands(*EXEC, *FILES)
+    # What is not on the disks yet cannot be seen there.
+    inside.ask(guest.domain, "guest-fsfreeze-freeze")
+    inside.ask(guest.domain, "guest-fsfreeze-thaw")
     process, others = guest.process(), {rpc for rpc, allowed in enabled(guest).items() if allowed}
-    result = policy(guest, "enabled", check=True)
-    assert (result["way"], result["changed"], result["known"], result["files"]) == ("offline", True, False, [])
+    predicted = policy(guest, "enabled", check=True, diff=True)
+    assert (predicted["way"], predicted["changed"], predicted["known"]) == ("offline", True, True)
+    assert f"+block-rpcs={','.join(FILES)}\n" in predicted["printed_diff"]
     assert guest.process() == process
 
     result = policy(guest, "enabled")
     assert (result["way"], result["known"], result["proved"]) == ("offline", True, True)
+    assert [file["lines"] for file in result["files"]] == [file["lines"] for file in predicted["files"]]
     assert guest.process() not in (None, process)
     assert {rpc for rpc, allowed in enabled(guest).items() if allowed} == {*others, *EXEC}
     blocked = f"[general]\nblock-rpcs={','.join((*EXEC, *FILES))}\n"
@@ -274,17 +279,68 @@ def test_both_are_blocked_so_the_image_is_edited_while_the_guest_is_off(make_gue
     assert not any(enabled(guest)[rpc] for rpc in EXEC)
 
 
-def test_a_file_in_the_image_that_is_not_understood_leaves_the_guest_running_as_it_was(make_guest: MakeGuest) -> None:
-    guest = make_guest()
+def test_a_file_in_the_image_that_is_not_understood_is_refused_before_the_shutdown(pristine_guest: Guest) -> None:
+    guest = pristine_guest
     guest.write_file(UNIT, service(f"{AGENT} --block-rpcs={','.join((*EXEC, *FILES))}").encode())
     guest.output("/usr/bin/systemctl", "daemon-reload")
+    guest.output("/bin/sync")
     guest.block_agent_commands(*EXEC, *FILES)
     process = guest.process()
     result = refused(guest, "enabled")
     assert (result["error_code"], result["evidence"]["line"]) == ("policy_unsupported", 4)
+    assert (guest.process(), guest.answers()) == (process, True)
+
+
+def test_an_agent_that_hangs_or_may_not_tell_is_set_up_on_the_image(pristine_guest: Guest) -> None:
+    guest = pristine_guest
+    blocked = f"[general]\nblock-rpcs={','.join(('guest-info', *EXEC))}\n"
+    guest.output("/bin/mkdir", "-p", "/etc/qemu")
+    guest.write_file(CONF, blocked.encode())
+    guest.output("/bin/sync")
+    guest.do_to_agent("kill", "--signal=STOP")
+    assert wait_until(lambda: not guest.answers(), 60)
+    process = guest.process()
+    assert set(refused(guest, "enabled", power_cycle=False)["evidence"]["ways"]) == {"exec", "files", "offline"}
+    predicted = policy(guest, "enabled", check=True)
+    assert (predicted["way"], predicted["files"][0]["lines"][0]["after"]) == ("offline", "block-rpcs=")
+    assert guest.process() == process
+    result = policy(guest, "enabled")
+    assert (result["way"], result["proved"], result["files"][0]["lines"]) == (
+        *("offline", True),
+        predicted["files"][0]["lines"],
+    )
+    assert all(enabled(guest)[rpc] for rpc in ("guest-info", *EXEC))
+
+    # One that answers, and may not tell what it allows.
+    guest.write_file(CONF, blocked.encode())
+    guest.output("/bin/sync")
+    guest.do_to_agent("restart")
+    assert wait_until(lambda: guest.answers() and not tells(guest), 120)
+    assert refused(guest, "disabled", rpcs=["guest-fstrim"])["error_code"] == "agent_command_blocked"
+    predicted = policy(guest, "enabled", check=True)
+    assert (predicted["way"], predicted["files"][0]["lines"][0]["after"]) == ("offline", "block-rpcs=")
+
+
+def tells(guest: Guest) -> bool:
+    try:
+        return bool(enabled(guest))
+    except AgentFailed:
+        return False
+
+
+def test_an_edit_that_the_agent_does_not_come_up_with_is_undone_by_another_power_cycle(pristine_guest: Guest) -> None:
+    guest, conf = pristine_guest, "[general]\nblock-rpcs=guest-fstrim\n"
+    check = "[Service]\nExecStartPre=/bin/grep -q guest-fstrim /etc/qemu/qemu-ga.conf\n"
+    set_up(guest, {CONF: conf, "/etc/systemd/system/qemu-guest-agent.service.d/check.conf": check})
+    guest.output("/bin/sync")
+    process = guest.process()
+    result = refused(guest, "enabled", rpcs=["guest-fstrim"], way="offline", agent_timeout=120)
+    assert (result["error_code"], result["evidence"]["put_back"]) == ("agent_silent", True)
+    assert result["evidence"]["backups"] == {CONF: f"{CONF}.kvm-fleet-backup"}
+    assert "undoing" not in result["evidence"]
     assert guest.process() not in (None, process)
-    assert guest.answers()
-    assert not enabled(guest)["guest-exec"]
+    assert (guest.read_file(CONF), enabled(guest)["guest-fstrim"]) == (conf.encode(), False)
+    assert [entry["event"] for entry in audited(guest)][-2:] == ["changing", "failed"]
 
 
 # --- refusals ------------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from tests.integration.runs import module, refusal
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
+    from pathlib import Path
 
     from lab.fixtures import MakeGuest
     from lab.guests import Guest
@@ -164,6 +165,30 @@ def test_a_guest_with_a_managed_save_image_is_refused(pristine_guest: Guest) -> 
         assert "managedsave-remove" in result["remedy"]
     finally:
         pristine_guest.domain.managedSaveRemove()
+
+
+def test_a_guest_that_is_hibernated_is_refused(make_guest: MakeGuest, tmp_path: Path) -> None:
+    guest, swap = make_guest(start=False), tmp_path / "swap"
+    swap.write_bytes(bytes(1024 * 1024))
+    subprocess.run(["mkswap", swap], check=True, capture_output=True)
+    guest.domain.attachDeviceFlags(
+        f"<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file='{swap}'/>"
+        "<target dev='vdz' bus='virtio'/></disk>",
+        libvirt.VIR_DOMAIN_AFFECT_CONFIG,
+    )
+    # What the kernel does to it as the last thing before it powers the machine off.
+    with swap.open("r+b") as device:
+        device.seek(4096 - 10)
+        assert device.read(10) == b"SWAPSPACE2"
+        device.seek(4096 - 10)
+        device.write(b"S1SUSPEND\0")
+    before = disk_path(guest.uuid).read_bytes()
+    result = refusal("guest_repair", name=guest.name, repairs=["fsck"])
+    assert (result["error_code"], len(result["evidence"]["devices"])) == ("domain_unsafe", 1)
+    assert "is hibernated" in refusal("guest_agent_policy", name=guest.name, state="disabled")["msg"]
+    assert disk_path(guest.uuid).read_bytes() == before
+    subprocess.run(["mkswap", swap], check=True, capture_output=True)
+    assert not module("guest_repair", name=guest.name, repairs=["fsck"])["failed"]
 
 
 def test_packages_and_file_systems_are_repaired_and_the_guest_boots(make_guest: MakeGuest) -> None:

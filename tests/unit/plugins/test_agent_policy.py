@@ -234,6 +234,16 @@ def test_disks_that_make_no_sense_while_they_are_written_to_are_read_after_the_s
     assert (policy(run, "enabled")["proved"], domain.agent.blocked) == (True, set(FILE_COMMANDS))
 
 
+def test_settings_that_are_not_on_the_disks_yet_are_not_claimed_to_be_known(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages
+) -> None:
+    domain = filtered_guest(hypervisor, blocking(*FILE_COMMANDS, *EXEC))
+    domain.agent.files[CONF] = b""
+    predicted = policy(run, "enabled", check=True)
+    assert (predicted["changed"], predicted["known"], predicted["files"]) == (True, False, [])
+    assert images.looks == 1
+
+
 def test_what_only_the_disks_tell_is_refused_before_the_shutdown(
     run: Run, hypervisor: FakeHypervisor, images: FakeImages
 ) -> None:
