@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import Domain
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
@@ -19,7 +19,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     PackageManagerUnknown,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._guestfish import Guestfish
-from ansible_collections.kvm.fleet.plugins.module_utils._image import Disks, Image, open_disks
+from ansible_collections.kvm.fleet.plugins.module_utils._image import Disks, Image, Relabel, open_disks
 
 
 class Repair(str, Enum):
@@ -39,6 +39,7 @@ class Wanted:
     packages: bool
     script: str | None
     timeout: float
+    network: bool = False
 
     @property
     def repairs(self) -> tuple[Repair, ...]:
@@ -68,16 +69,24 @@ class Done:
         return {"name": self.repair.value, "changed": self.changed, "output": self.output}
 
 
-def repair(domain: Domain, wanted: Wanted, *, uri: str, check: bool) -> tuple[Done, ...]:
+class Repaired(NamedTuple):
+    """All that was done, and what becomes of the guest's SELinux labels; None where they need not be seen to."""
+
+    done: tuple[Done, ...]
+    selinux_relabel: Relabel | None
+
+
+def repair(domain: Domain, wanted: Wanted, *, uri: str, check: bool) -> Repaired:
     """Do the repairs on the image of a domain that is off; in check mode, on a copy that is thrown away.
 
-    The first one that fails ends it. Its error tells, as evidence, which it was and what was done before it.
+    The first one that fails ends it. Its error tells, as evidence, which it was, what was done before it, and what
+    becomes of the labels.
     Raises what open_disks raises, ImageFailed and PackageManagerUnknown.
     """
     wanted.check()
     done: list[Done] = []
-    with open_disks(domain, uri=uri, read_only=check) as disks:
-        image: Image | None = None
+    image: Image | None = None
+    with open_disks(domain, uri=uri, read_only=check, network=wanted.network) as disks:
         for which in wanted.repairs:
             try:
                 if which is Repair.FSCK:
@@ -90,8 +99,10 @@ def repair(domain: Domain, wanted: Wanted, *, uri: str, check: bool) -> tuple[Do
                     done.append(Done(Repair.SCRIPT, True, image.run(wanted.script or "", wanted.timeout)))
             except FleetError as error:
                 error.evidence.update(repair=which.value, repairs=[one.facts() for one in done])
+                if image and image.selinux_relabel:
+                    error.evidence["selinux_relabel"] = image.selinux_relabel.value
                 raise
-    return tuple(done)
+    return Repaired(tuple(done), image.selinux_relabel if image else None)
 
 
 # --- file systems --------------------------------------------------------------------------------

@@ -18,8 +18,11 @@ description:
     is written to.
   - The repairs are done in this order, V(fsck), V(packages), O(script). The first one that fails ends the task, with
     what was done before it in the evidence as C(repairs).
-  - Programs are the guest's own, run by the kernel of libguestfs's appliance, as root, without an init system and
-    without a network. What they change in C(/run) does not stay.
+  - Programs are the guest's own, run by the kernel of libguestfs's appliance, as root, without an init system and,
+    unless O(network) is set, without a network. What they change in C(/run) does not stay.
+  - What programs write into the image of a guest that uses SELinux has no labels at first. All files are labelled
+    before the image is closed, where libguestfs can do that, else by the guest itself at its next boot, which takes it
+    some minutes and one more reboot. RV(selinux_relabel) tells which.
   - libguestfs runs as C(LIBGUESTFS_BACKEND) and C(LIBGUESTFS_BACKEND_SETTINGS) in the task's environment say.
     Otherwise it runs QEMU directly, and emulated for a domain that is emulated itself.
 extends_documentation_fragment:
@@ -56,6 +59,13 @@ options:
       - Seconds that one repair may take. Then it is ended, and the image is as after a power failure.
     type: int
     default: 1800
+  network:
+    description:
+      - Whether programs and O(script) have a network, as for installing a package. It is the user-mode network of
+        libguestfs's QEMU. The guest's programs then reach whatever the hypervisor reaches, with its address, and the
+        services on its loopback as well, at C(169.254.2.2).
+    type: bool
+    default: false
   before_shutdown:
     description:
       - In check mode, only see to it that the image of a domain that may still run could be opened once it is off, as
@@ -102,6 +112,13 @@ repairs:
       description: What it printed, of a script its standard output. At most its last 256 KiB.
       type: str
       sample: "/dev/sda1 (ext4): errors were corrected\n"
+selinux_relabel:
+  description: >-
+    Whether the guest's files got their SELinux labels (V(done)), or get them at its next boot (V(at_boot)). V(null)
+    where it is not needed.
+  returned: success
+  type: str
+  sample: at_boot
 virt_rescue:
   description: >-
     The command that opens a shell on the image once the domain is off, for a person at a terminal of the hypervisor.
@@ -127,6 +144,7 @@ def main() -> None:
             "repairs": {"type": "list", "elements": "str", "choices": ["fsck", "packages"], "default": []},
             "script": {"type": "str"},
             "timeout": {"type": "int", "default": 1800},
+            "network": {"type": "bool", "default": False},
             "before_shutdown": {"type": "bool", "default": False},
             "run": {"type": "str"},
             **DOMAIN_ARGUMENTS,
@@ -139,6 +157,7 @@ def main() -> None:
         packages=Repair.PACKAGES.value in given["repairs"],
         script=given["script"],
         timeout=given["timeout"],
+        network=given["network"],
     )
 
     def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
@@ -147,9 +166,19 @@ def main() -> None:
         with working(hypervisor, domain, given["run"], check=module.check_mode):
             if module.check_mode and given["before_shutdown"]:
                 drives = _image.check(domain, uri=hypervisor.uri, shut_off=False)
-                return {"changed": False, "repairs": [], "virt_rescue": _image.virt_rescue(domain, drives)}
-            done = _repair.repair(domain, wanted, uri=hypervisor.uri, check=module.check_mode)
-        return {"changed": any(one.changed for one in done), "repairs": [one.facts() for one in done]}
+                return {
+                    "changed": False,
+                    "repairs": [],
+                    "selinux_relabel": None,
+                    "virt_rescue": _image.virt_rescue(domain, drives),
+                }
+            repaired = _repair.repair(domain, wanted, uri=hypervisor.uri, check=module.check_mode)
+        relabel = repaired.selinux_relabel
+        return {
+            "changed": any(one.changed for one in repaired.done),
+            "repairs": [one.facts() for one in repaired.done],
+            "selinux_relabel": relabel.value if relabel else None,
+        }
 
     run(module, work)
 
