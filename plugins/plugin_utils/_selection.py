@@ -58,6 +58,12 @@ class Guest:
         return "unknown" if self.observed is None else str(self.observed["drift"]["state"])
 
     @property
+    def left_off(self) -> bool:
+        """Whether it is off because a run has shut it down that has not started it again."""
+        run = (self.observed or {}).get("run") or {}
+        return bool(self.drift == "not_running" and run.get("unfinished") and run.get("shut_down"))
+
+    @property
     def turn(self) -> int | None:
         """When it is its turn among guests that nobody asked for by name, lowest first; None if it is not one of them.
 
@@ -67,7 +73,7 @@ class Guest:
         """
         run = (self.observed or {}).get("run") or {}
         off = self.drift == "not_running"
-        if off and run.get("unfinished") and run.get("shut_down"):
+        if self.left_off:
             return 0
         if run.get("live"):
             return None if off or (self.drift == "none" and not run.get("unfinished")) else 3
@@ -77,7 +83,12 @@ class Guest:
 
     @property
     def turn_for_an_agent(self) -> int | None:
-        """Likewise for a run that gets guests an agent: those that run, and on whose channel nobody listens."""
+        """Likewise for a run that gets guests an agent: those that run, and on whose channel nobody listens.
+
+        Whether one that a run has left off has an agent shows when it is back.
+        """
+        if self.left_off:
+            return 0
         if self.observed is None:
             return 2
         unreached = self.observed["agent_channel"] in ("absent", "disconnected")
