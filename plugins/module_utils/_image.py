@@ -360,7 +360,7 @@ class Image:
 
 def selinux_policy(config: bytes) -> str:
     """The name of the policy by which a system goes, from its /etc/selinux/config; empty where SELinux is off."""
-    given = {name: value.decode("ascii") for name, value in _SELINUX.findall(config)}
+    given: dict[bytes, str] = {name: value.decode("ascii") for name, value in _SELINUX.findall(config)}
     if given.get(b"SELINUX", "disabled").lower() == "disabled":
         return ""
     return given.get(b"SELINUXTYPE", "targeted")
