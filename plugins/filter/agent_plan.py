@@ -34,9 +34,16 @@ options:
     choices: [ssh, offline]
     default: []
   restart:
-    description: Whether the guest may be restarted where only that brings the channel.
+    description: Whether the guest may be shut down, for its channel where only that brings it, or for V(offline).
     type: bool
     default: true
+  tried:
+    description:
+      - What came of seeing whether the ways are open, by their names, as far as that was done. For V(ssh) what
+        C(id -u) in the guest returned, for V(offline) what M(kvm.fleet.guest_repair) returned with
+        C(before_shutdown), be it a failure. A way that is not open makes place for the next one.
+    type: dict
+    default: {}
 """
 
 EXAMPLES = r"""
@@ -56,6 +63,9 @@ _value:
     restart:
       description: Whether to restart the guest.
       type: bool
+    closed:
+      description: Why ways that were asked for are not open, by their names.
+      type: dict
     refusal:
       description: >-
         Why nothing can be done, with C(error_code), C(msg), C(remedy), C(transient) and C(evidence), as a module would
@@ -68,7 +78,7 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.kvm.fleet.plugins.plugin_utils._reach import CLOSED, make_plan
+from ansible_collections.kvm.fleet.plugins.plugin_utils._reach import NOT_ASKED_FOR, make_plan
 
 
 def plan(
@@ -77,11 +87,14 @@ def plan(
     asked: Mapping[str, Any] | None = None,
     ways: Sequence[str] = (),
     restart: bool = True,
+    *,
+    tried: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> dict[str, Any]:
-    unknown = [way for way in ways if way not in CLOSED]
+    unknown = [way for way in ways if way not in NOT_ASKED_FOR]
     if unknown:
-        raise AnsibleFilterError(f"there is no way {', '.join(map(repr, unknown))}; there are {', '.join(CLOSED)}")
-    return vars(make_plan(guest, channel, asked or {}, ways=ways, restart=restart))
+        known = ", ".join(NOT_ASKED_FOR)
+        raise AnsibleFilterError(f"there is no way {', '.join(map(repr, unknown))}; there are {known}")
+    return vars(make_plan(guest, channel, asked or {}, ways=ways, restart=restart, tried=tried))
 
 
 class FilterModule:

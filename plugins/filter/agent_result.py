@@ -16,8 +16,9 @@ description:
 options:
   _input:
     description:
-      - Results of tasks. C(channel) and C(proof) from M(kvm.fleet.domain_channel), C(power) from
-        M(kvm.fleet.domain_power), C(plan) from P(kvm.fleet.agent_plan#filter), C(lease) from M(kvm.fleet.guest_lease).
+      - Results of tasks. C(channel) and C(proof) from M(kvm.fleet.domain_channel), C(brought_back), C(stopped) and
+        C(power) from M(kvm.fleet.domain_power), C(plan) from P(kvm.fleet.agent_plan#filter), C(lease) from
+        M(kvm.fleet.guest_lease).
       - C(intervening) tells whether anything may have been changed, C(installed) whether the package was installed.
     type: dict
     required: true
@@ -80,6 +81,9 @@ _value:
     installed:
       description: The way by which the package was installed, V(ssh) or V(offline). Empty where it was not.
       type: str
+    closed:
+      description: Why ways to install it that were asked for were not open, by their names.
+      type: dict
     restarted:
       description: Whether the guest was restarted, and that was proved.
       type: bool
@@ -89,6 +93,10 @@ _value:
     agent:
       description: V(answering) when the agent has answered in the end, else V(null).
       type: str
+    resumed:
+      description: >-
+        The run that was gone on with, as C(run), and where it was cut off, as C(cut_off). V(null) if none.
+      type: dict
     taken_over:
       description: The run whose lease was taken over, as M(kvm.fleet.guest_lease) tells it. V(null) if none.
       type: dict

@@ -44,7 +44,8 @@ options:
   choice:
     description:
       - What to choose guests for without O(wanted). V(upgrade) is about guests that drift or were left half done,
-        V(agent) about those that run and on whose agent's channel nobody listens, if they have one at all.
+        V(agent) about those that run and on whose agent's channel nobody listens, if they have one at all, and those
+        that a run has shut down and not started again.
     type: str
     choices: [upgrade, agent]
     default: upgrade

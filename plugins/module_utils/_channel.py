@@ -185,7 +185,10 @@ def check_agent_timeout(agent_timeout: float) -> None:
 
 
 def wait_for_agent(hypervisor: Hypervisor, domain: Domain, agent_timeout: float) -> None:
-    """Return once the agent answers. Raises AgentSilent, or what it is that keeps it from ever answering."""
+    """Return once the agent answers. Raises AgentSilent, or what it is that keeps it from ever answering.
+
+    The evidence tells as ``connected`` whether a process in the guest has the channel open: then there is an agent.
+    """
     agent = GuestAgent(domain, hypervisor.clock)
     deadline = Deadline(hypervisor.clock, agent_timeout)
     last = ""
@@ -198,9 +201,17 @@ def wait_for_agent(hypervisor: Hypervisor, domain: Domain, agent_timeout: float)
             last = error.message
         else:
             return
+    if parse_definition(domain.xml()).channel is ChannelState.CONNECTED:
+        raise AgentSilent(
+            f"a process in guest {domain.name!r} has the agent's channel open and does not answer on it within "
+            f"{agent_timeout:g} s: the agent hangs, or the guest is too busy",
+            remedy="Restart the agent in the guest ('systemctl restart qemu-guest-agent'), or the guest: "
+            "kvm.fleet.restart with upgrade_agent_timeout=0.",
+            evidence={"last": last, "connected": True},
+        )
     raise AgentSilent(
         f"the guest agent of domain {domain.name!r} has the channel and does not answer within {agent_timeout:g} s",
         remedy="See that qemu-guest-agent is installed in the guest and runs there; kvm.fleet.install_agent does that. "
         "A guest without a driver for virtio-serial never sees the channel.",
-        evidence={"last": last},
+        evidence={"last": last, "connected": False},
     )

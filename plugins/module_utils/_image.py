@@ -5,7 +5,7 @@
 """Reads and edits the image of a guest that is off.
 
 The image is opened by libguestfs, in an appliance: a small guest of its own, so that nothing that a hostile guest has
-put into its file systems meets the hypervisor's kernel. It has no network.
+put into its file systems meets the hypervisor's kernel. It has no network unless one is asked for.
 
 That the domain is off is looked at under the guest's lock, which the caller holds. libvirt knows nothing of that lock,
 and may start the domain at any moment. What protects an image that is a file then is QEMU's own lock on it, which an
@@ -28,6 +28,7 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
 
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import Deadline, SystemClock
@@ -60,6 +61,9 @@ INSPECT_SECONDS = 300
 
 SCRIPT_SECONDS = 600
 
+RELABEL_SECONDS = 3600
+"""For giving every file of a system its SELinux label."""
+
 MAX_OUTPUT = 256 * 1024
 """Bytes to keep of each stream of a script, its last ones."""
 
@@ -71,6 +75,7 @@ _HIBERNATED = ("swsuspend", "tuxonice")
 _FORMAT = re.compile(r"[a-z0-9_+-]+")
 _FILE_SYSTEM = re.compile(r"(/dev/[^:\s]+|btrfsvol:\S+): (\S+)")
 _MOUNT_POINT = re.compile(r"(/[^\n]*): (/dev/\S+|btrfsvol:\S+)")
+_SELINUX = re.compile(rb"^[ \t]*(SELINUX|SELINUXTYPE)[ \t]*=[ \t]*([A-Za-z0-9_-]+)[ \t]*$", re.MULTILINE)
 _LABEL = re.compile(r"attrname: security\.selinux\n *attrval: ([A-Za-z0-9_:.,-]+)(?:\\x00)?$", re.MULTILINE)
 # Without these, a system's programs and the databases of its packages are not all there. Others may well be missing: an
 # image that has to be repaired often has an fstab that names what is gone.
@@ -199,13 +204,21 @@ def _stop_when_it_runs(domain: Domain) -> FleetError | None:
 
 @contextmanager
 def open_disks(
-    domain: Domain, *, uri: str, read_only: bool = False, shut_off: bool = True, block_devices: bool = False
+    domain: Domain,
+    *,
+    uri: str,
+    read_only: bool = False,
+    shut_off: bool = True,
+    block_devices: bool = False,
+    network: bool = False,
 ) -> Iterator[Disks]:
     """The disks of a domain that is off, in an appliance, with nothing mounted yet.
 
     ``read_only`` opens a copy that is thrown away: it can be written to as well, and nothing of that stays. It does not
     lock the image; a domain that is started meanwhile is not disturbed, and what is read may then fit no single moment.
     So it may be of a domain that still runs as well, unless ``shut_off``: its disks are then as after a power failure.
+    ``network`` gives the appliance QEMU's user-mode network: what runs in it can then reach whatever a process of the
+    hypervisor can, the services on its loopback included.
 
     A guest that is hibernated is refused: resumed, it would go on with what it knew of its file systems.
     Raises what ``check`` raises, DomainUnsafe and ImageFailed.
@@ -215,11 +228,14 @@ def open_disks(
     watched = not read_only and any(drive.block_device for drive in drives)
     for verbose in (False, True):
         with guestfish(variables, (lambda: _stop_when_it_runs(domain)) if watched else (lambda: None)) as fish:
+            if network:
+                fish.call("set-network", "true")
             if not _launched(domain.name, fish, drives, read_only=read_only, verbose=verbose):
                 continue
             disks = Disks(domain.name, fish)
             disks.require_not_hibernated()
             yield disks
+            disks.settle()
             fish.close()
             return
 
@@ -249,6 +265,7 @@ class Disks:
     def __init__(self, name: str, fish: Guestfish) -> None:
         self.fish = fish
         self._name = name
+        self._image: Image | None = None
 
     def file_systems(self) -> dict[str, str]:
         """What type of file system is on each device of the appliance."""
@@ -298,7 +315,13 @@ class Disks:
                 remedy="Have them checked and repaired first: repairs: [fsck] of kvm.fleet.guest_repair.",
                 evidence={"errors": unmounted},
             )
-        return Image(self.fish, root)
+        self._image = Image(self.fish, root)
+        return self._image
+
+    def settle(self) -> None:
+        """What is left to do once all changes were made. Raises ImageFailed."""
+        if self._image:
+            self._image.relabel()
 
     def _no_system(self, roots: Sequence[str]) -> ImageFailed:
         systems = self.file_systems()
@@ -340,14 +363,26 @@ def open_image(
         yield stack.enter_context(disks).mount()
 
 
+class Relabel(str, Enum):
+    """What becomes of the SELinux labels of a guest in whose image programs have run."""
+
+    DONE = "done"
+    """Every file has the label that the guest's policy gives it."""
+    AT_BOOT = "at_boot"
+    """The guest labels them itself when it is started next, which takes it minutes and one more reboot."""
+
+
 class Image:
     """The system of a guest that is off."""
 
     def __init__(self, fish: Guestfish, root: str) -> None:
         self.files: RootFiles = ImageFiles(fish)
+        self.selinux_relabel: Relabel | None = None
+        """None where it is not needed: nothing has run, or the guest does without SELinux."""
         self._fish = fish
         self._root = root
         self._has_run = False
+        self._policy = ""
 
     @property
     def package_format(self) -> str:
@@ -358,11 +393,11 @@ class Image:
         """Run a script by the guest's own shell and programs, and return what it writes to standard output.
 
         The kernel is the appliance's. /run is empty, as it is when a system begins to boot, and what is put there is
-        gone with the appliance. There is no init system and no network.
+        gone with the appliance. There is no init system, and no network unless the disks were opened with one.
         Raises ImageFailed, with the end of its output, when the script returns other than zero.
         """
         deadline = Deadline(SystemClock(), timeout)
-        self._provide_run()
+        self._prepare()
         _upload(self._fish, script.encode("utf-8"), f"{_RUN}/script")
         status = self._sh(
             f"/bin/sh {_RUN}/script >{_RUN}/stdout 2>{_RUN}/stderr </dev/null; echo $?", deadline.remaining
@@ -377,13 +412,34 @@ class Image:
             )
         return stdout
 
-    def _provide_run(self) -> None:
-        if not self._has_run:
-            # Sized, so that what floods it meets a full disk and not an appliance without memory.
-            self._sh(
-                f"mount -t tmpfs -o size=64m,mode=755 tmpfs /run && mkdir -m 1777 /run/lock && mkdir -m 700 {_RUN}", 60
-            )
-            self._has_run = True
+    def relabel(self) -> None:
+        """Label what programs have written into the image, or leave it to the guest's next boot.
+
+        Their files have no labels, since the appliance's kernel has no policy, and a confined program of an enforcing
+        guest may not touch such files. What is written by ``files`` is labelled already. libguestfs may have been built
+        without the means, and a policy may have no list of labels.
+        """
+        if self.selinux_relabel is None:
+            return
+        contexts = f"/etc/selinux/{self._policy}/contexts/files/file_contexts"
+        if not self._fish.tried("selinux-relabel", contexts, "/", timeout=RELABEL_SECONDS):
+            self._fish.call("rm-f", _AUTORELABEL)
+            self.selinux_relabel = Relabel.DONE
+
+    def _prepare(self) -> None:
+        if self._has_run:
+            return
+        # Asked for ahead, so that it holds for what a script leaves that fails, or whose appliance dies.
+        self._policy = selinux_policy(self.files.read("/etc/selinux/config") or b"")
+        if self._policy:
+            self._fish.call("touch", _AUTORELABEL)
+            self._fish.call("sync")
+            self.selinux_relabel = Relabel.AT_BOOT
+        # Sized, so that what floods it meets a full disk and not an appliance without memory.
+        self._sh(
+            f"mount -t tmpfs -o size=64m,mode=755 tmpfs /run && mkdir -m 1777 /run/lock && mkdir -m 700 {_RUN}", 60
+        )
+        self._has_run = True
 
     def _sh(self, command: str, timeout: float) -> str:
         return self._fish.text("sh", command, timeout=max(timeout, 1)).strip()
@@ -396,7 +452,17 @@ class Image:
         return raw.decode("utf-8", "replace")
 
 
+def selinux_policy(config: bytes) -> str:
+    """The name of the policy by which a system goes, from its /etc/selinux/config; empty where SELinux is off."""
+    given: dict[bytes, str] = {name: value.decode("ascii") for name, value in _SELINUX.findall(config)}
+    if given.get(b"SELINUX", "disabled").lower() == "disabled":
+        return ""
+    return given.get(b"SELINUXTYPE", "targeted")
+
+
 _RUN = "/run/kvm-fleet"
+_AUTORELABEL = "/.autorelabel"
+"""The file by which a system with SELinux is told to label all of its files when it boots."""
 _FOLLOWED = {"followsymlinks": "true"}
 
 

@@ -10,7 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, NamedTuple
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _image
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import READ_COMMANDS, WRITE_COMMANDS
@@ -25,7 +25,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     PackageManagerUnknown,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._guestfish import GUESTFISH, VIRT_RESCUE, Guestfish
-from ansible_collections.kvm.fleet.plugins.module_utils._image import Disks, Image, open_disks
+from ansible_collections.kvm.fleet.plugins.module_utils._image import Disks, Image, Relabel, open_disks
 from ansible_collections.kvm.fleet.plugins.module_utils._policy import EXEC_RPCS, plan
 from ansible_collections.kvm.fleet.plugins.module_utils._policy import Wanted as WantedPolicy
 from ansible_collections.kvm.fleet.plugins.module_utils._policy_ways import (
@@ -63,6 +63,7 @@ class Wanted:
     shell: bool = False
     block_devices: bool = False
     run: str | None = None
+    network: bool = False
 
     @property
     def repairs(self) -> tuple[Repair, ...]:
@@ -112,18 +113,27 @@ def foresee(domain: Domain, wanted: Wanted, *, uri: str) -> str | None:
     return _image.virt_rescue(domain, drives) if wanted.shell else None
 
 
-def repair(domain: Domain, wanted: Wanted, *, uri: str, check: bool) -> tuple[Done, ...]:
+class Repaired(NamedTuple):
+    """All that was done, and what becomes of the guest's SELinux labels; None where they need not be seen to."""
+
+    done: tuple[Done, ...]
+    selinux_relabel: Relabel | None
+
+
+def repair(domain: Domain, wanted: Wanted, *, uri: str, check: bool) -> Repaired:
     """Do the repairs on the image of a domain that is off; in check mode, on a copy that is thrown away.
 
-    The first one that fails ends it. Its error tells, as evidence, which it was and what was done before it.
+    The first one that fails ends it. Its error tells, as evidence, which it was, what was done before it, and what
+    becomes of the labels.
     Raises what open_disks raises, ImageFailed, PackageManagerUnknown and PolicyUnsupported.
     """
     wanted.check()
     if wanted.shell:
         raise InvalidRequest("a shell is not opened by a module", remedy="Ask for it with before_shutdown alone.")
     done: list[Done] = []
-    with open_disks(domain, uri=uri, read_only=check, block_devices=wanted.block_devices) as disks:
-        image: Image | None = None
+    image: Image | None = None
+    opened = open_disks(domain, uri=uri, read_only=check, block_devices=wanted.block_devices, network=wanted.network)
+    with opened as disks:
         for which in wanted.repairs:
             try:
                 if which is Repair.FSCK:
@@ -139,8 +149,10 @@ def repair(domain: Domain, wanted: Wanted, *, uri: str, check: bool) -> tuple[Do
                     done.append(Done(Repair.SCRIPT, True, image.run(wanted.script or "", wanted.timeout)))
             except FleetError as error:
                 error.evidence.update(repair=which.value, repairs=[one.facts() for one in done])
+                if image and image.selinux_relabel:
+                    error.evidence["selinux_relabel"] = image.selinux_relabel.value
                 raise
-    return tuple(done)
+    return Repaired(tuple(done), image.selinux_relabel if image else None)
 
 
 # --- file systems --------------------------------------------------------------------------------

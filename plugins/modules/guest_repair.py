@@ -18,8 +18,11 @@ description:
     written to. Of disks that are no files, see O(block_devices).
   - The repairs are done in this order, V(fsck), V(packages), V(agent), O(script). The first one that fails ends the
     task, with what was done before it in the evidence as C(repairs).
-  - Programs are the guest's own, run by the kernel of libguestfs's appliance, as root, without an init system and
-    without a network. What they change in C(/run) does not stay.
+  - Programs are the guest's own, run by the kernel of libguestfs's appliance, as root, without an init system and,
+    unless O(network) is set, without a network. What they change in C(/run) does not stay.
+  - What programs write into the image of a guest that uses SELinux has no labels at first. All files are labelled
+    before the image is closed, where libguestfs can do that, else by the guest itself at its next boot, which takes it
+    some minutes and one more reboot. RV(selinux_relabel) tells which.
   - libguestfs runs as C(LIBGUESTFS_BACKEND) and C(LIBGUESTFS_BACKEND_SETTINGS) in the task's environment say.
     Otherwise it runs QEMU directly, and emulated for a domain that is emulated itself.
 extends_documentation_fragment:
@@ -68,6 +71,13 @@ options:
         would write. V(true) says that you see to that.
       - Where the domain runs all the same, what works on its disks is ended within a second or so, and the task fails.
         The disks are then as after a power failure.
+    type: bool
+    default: false
+  network:
+    description:
+      - Whether programs and O(script) have a network, as for installing a package. It is the user-mode network of
+        libguestfs's QEMU. The guest's programs then reach whatever the hypervisor reaches, with its address, and the
+        services on its loopback as well, at C(169.254.2.2).
     type: bool
     default: false
   before_shutdown:
@@ -122,6 +132,13 @@ repairs:
       description: What it printed, of a script its standard output. At most its last 256 KiB.
       type: str
       sample: "/dev/sda1 (ext4): errors were corrected\n"
+selinux_relabel:
+  description: >-
+    Whether the guest's files got their SELinux labels (V(done)), or get them at its next boot (V(at_boot)). V(null)
+    where it is not needed.
+  returned: success
+  type: str
+  sample: at_boot
 virt_rescue:
   description: >-
     The command that opens a shell on the image once the domain is off, for a person at a terminal of the hypervisor.
@@ -148,6 +165,7 @@ def main() -> None:
             "script": {"type": "str"},
             "timeout": {"type": "int", "default": 1800},
             "block_devices": {"type": "bool", "default": False},
+            "network": {"type": "bool", "default": False},
             "before_shutdown": {"type": "bool", "default": False},
             "virt_rescue": {"type": "bool", "default": False},
             "run": {"type": "str"},
@@ -165,6 +183,7 @@ def main() -> None:
         shell=given["virt_rescue"],
         block_devices=given["block_devices"],
         run=given["run"],
+        network=given["network"],
     )
 
     def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
@@ -173,9 +192,14 @@ def main() -> None:
         with working(hypervisor, domain, given["run"], check=module.check_mode):
             if given["before_shutdown"]:
                 command = _repair.foresee(domain, wanted, uri=hypervisor.uri)
-                return {"changed": False, "repairs": [], "virt_rescue": command}
-            done = _repair.repair(domain, wanted, uri=hypervisor.uri, check=module.check_mode)
-        return {"changed": any(one.changed for one in done), "repairs": [one.facts() for one in done]}
+                return {"changed": False, "repairs": [], "selinux_relabel": None, "virt_rescue": command}
+            repaired = _repair.repair(domain, wanted, uri=hypervisor.uri, check=module.check_mode)
+        relabel = repaired.selinux_relabel
+        return {
+            "changed": any(one.changed for one in repaired.done),
+            "repairs": [one.facts() for one in repaired.done],
+            "selinux_relabel": relabel.value if relabel else None,
+        }
 
     run(module, work)
 

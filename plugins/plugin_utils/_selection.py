@@ -88,7 +88,12 @@ class Guest:
 
     @property
     def turn_for_an_agent(self) -> int | None:
-        """Likewise for a run that gets guests an agent: those that run, and on whose channel nobody listens."""
+        """Likewise for a run that gets guests an agent: those that run, and on whose channel nobody listens.
+
+        Whether one that a run has left off has an agent shows when it is back.
+        """
+        if self.left_off:
+            return 0
         if self.observed is None:
             return 2
         unreached = self.observed["agent_channel"] in ("absent", "disconnected")

@@ -151,6 +151,7 @@ def _agent_facts(record: Record) -> list[tuple[str, str]]:
     return [
         ("Agent's channel", _channel_text(record["channel"])),
         ("Agent installed", record["installed"]),
+        ("Not open", "; ".join(f"{way}: {why}" for way, why in record["closed"].items())),
         ("Restarted", ("yes, forced off" if record["forced_off"] else "yes") if record["restarted"] else "no"),
         ("Agent", record["agent"] or ""),
         *_history(record),

@@ -6,15 +6,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
 import time
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from lab.errors import AgentFailed
+from lab.places import run_record
 from tests.integration.runs import HYPERVISORS, command
 
 if TYPE_CHECKING:
@@ -57,6 +59,23 @@ def _descendants(pid: int) -> list[int]:
     with suppress(FileNotFoundError):
         children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
     return children + [found for child in children for found in _descendants(child)]
+
+
+def record_of(guest: Guest) -> dict[str, Any]:
+    """What is on record of a guest, read as anybody can."""
+    path = run_record(guest.uuid)
+    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {"steps": [], "lease": None}
+    return found
+
+
+def steps(guest: Guest) -> list[tuple[str, str]]:
+    """The steps on record, with how far each is."""
+    return [(step["name"], step["status"]) for step in record_of(guest)["steps"]]
+
+
+def reached(guest: Guest, name: str, status: str) -> Callable[[], bool]:
+    """Whether the latest step on record is this one."""
+    return lambda: steps(guest)[-1:] == [(name, status)]
 
 
 def logged(guest: Guest, text: str) -> bool:

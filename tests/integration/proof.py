@@ -102,6 +102,17 @@ def stop_agent(guest: Guest) -> None:
     assert wait_until(lambda: not guest.answers(), SILENT_WITHIN_S)
 
 
+def remove_agent(guest: Guest) -> None:
+    """Have the agent's package removed in a guest, and wait until dpkg is done."""
+    guest.output(
+        *("/usr/bin/systemd-run", "--collect", "--on-active=100ms", "--timer-property=AccuracySec=10ms"),
+        *("/bin/sh", "-c", "dpkg --purge qemu-guest-agent && echo the agent is removed >/dev/console"),
+    )
+    said = console_path(guest.uuid)
+    assert wait_until(lambda: b"the agent is removed" in said.read_bytes(), SILENT_WITHIN_S)
+    assert not guest.answers()
+
+
 def break_package(guest: Guest, package: str) -> None:
     """Make dpkg fail when it upgrades this package in a guest."""
     script = f"/var/lib/dpkg/info/{package}.prerm"

@@ -6,15 +6,21 @@
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
-from tests.integration.proof import wait_until_booted
-from tests.integration.runs import listing, module, playbook
+from lab.clock import wait_until
+from lab.packages import REPACKED_SUFFIX
+from tests.integration import background
+from tests.integration.proof import SILENT_WITHIN_S, make_fresh, remove_agent, wait_until_booted
+from tests.integration.repository import repository_of
+from tests.integration.runs import listing, literal, module, playbook
 
 if TYPE_CHECKING:
     from pathlib import Path
 
     from lab.fixtures import MakeGuest
+    from lab.guests import Guest
 
 
 def test_guests_get_their_channel_as_they_run_or_by_a_restart_and_their_agents_answer(make_guest: MakeGuest) -> None:
@@ -84,7 +90,7 @@ def test_guests_without_an_agent_are_found_and_refused_where_no_way_is_open(
     assert module("domain_info", names=[needs_restart.name])["domains"][0]["agent_channel"] == "absent"
 
 
-def test_a_guest_that_ansible_cannot_log_in_to_fails_by_name_and_is_let_go_of(
+def test_a_guest_that_ansible_cannot_log_in_to_is_refused_by_name_and_let_go_of(
     make_guest: MakeGuest, tmp_path: Path
 ) -> None:
     guest = make_guest(wait=False, agent_service=False)
@@ -93,8 +99,86 @@ def test_a_guest_that_ansible_cannot_log_in_to_fails_by_name_and_is_let_go_of(
     run = playbook("install_agent", inventory=inventory, variables={"agent_probe_timeout": 1})
     assert run.exit_code != 0
     record = run.records[guest.name]
-    assert (record["outcome"], record["error"]["error_code"]) == ("failed", "no_way_open")
-    assert f"cannot log in to guest {guest.name}" in record["error"]["msg"]
+    assert (record["outcome"], record["error"]["error_code"]) == ("refused", "no_way_open")
+    assert "; ssh: Ansible cannot log in: " in record["error"]["msg"]
     assert record["installed"] == ""
     (look,) = module("domain_info", names=[guest.name])["domains"]
-    assert (look["run"]["lease"], look["run"]["ended"]["outcome"]) == (None, "failed")
+    assert (look["run"]["lease"], look["run"]["ended"]["outcome"]) == (None, "refused")
+
+
+def test_a_guest_that_a_killed_run_has_left_off_is_found_and_brought_back(
+    make_guest: MakeGuest, tmp_path: Path
+) -> None:
+    guest = make_guest(wait=False, agent_channel=False)
+    wait_until_booted(guest)
+    said = literal({"fleet_guests": [guest.name]})
+    with background.running("ansible-playbook", "--extra-vars", said, "kvm.fleet.install_agent") as controller:
+        background.wait_for(background.reached(guest, "restart", "open"), "the shutdown for the channel")
+        time.sleep(1)  # it is on record before the guest is asked, which shuts down for some seconds then
+        background.kill(controller)
+    dead = background.record_of(guest)["lease"]["run"]
+    background.wait_for(lambda: not guest.domain.isActive(), "the shutdown")
+
+    # Nobody names it.
+    inventory = listing(tmp_path, {guest.name: {}})
+    predicted = playbook("install_agent", "--check", inventory=inventory)
+    assert predicted.exit_code == 0, predicted.output
+    assert predicted.records[guest.name]["outcome"] == "restarted"
+    assert not guest.domain.isActive()
+
+    run = playbook("install_agent", inventory=inventory)
+    assert run.exit_code == 0, run.output
+    record = run.records[guest.name]
+    assert (record["outcome"], record["restarted"], record["agent"]) == ("restarted", True, "answering")
+    assert record["resumed"] == {"run": dead, "cut_off": "during the restart"}
+    assert guest.answers()
+    (look,) = module("domain_info", names=[guest.name])["domains"]
+    assert (look["run"]["unfinished"], look["run"]["lease"]) == (False, None)
+
+
+def test_an_agent_that_was_removed_is_installed_in_the_image_where_ssh_is_not_open(
+    make_guest: MakeGuest, tmp_path: Path
+) -> None:
+    guest = make_guest()
+    # Nobody listens at this address of this very machine.
+    inventory = listing(tmp_path, {guest.name: {"ansible_host": "127.0.0.1", "ansible_port": 9}})
+    variables = {"agent_ways": ["ssh", "offline"], "agent_probe_timeout": 1}
+    with repository_of(guest, tmp_path / "repository") as served:
+        guest.write_file("/etc/apt/sources.list.d/lab.list", f"deb [trusted=yes] {served.address} ./\n".encode())
+        guest.output("/bin/rm", "--recursive", "/srv/lab")
+        remove_agent(guest)
+        process = guest.process()
+
+        predicted = playbook("install_agent", "--check", inventory=inventory, variables=variables)
+        assert predicted.exit_code == 0, predicted.output
+        record = predicted.records[guest.name]
+        assert (record["outcome"], record["installed"], set(record["closed"])) == ("restarted", "offline", {"ssh"})
+        assert (guest.process(), served.requests) == (process, [])
+
+        run = playbook("install_agent", inventory=inventory, variables=variables)
+    assert run.exit_code == 0, run.output
+    record = run.records[guest.name]
+    assert (record["outcome"], record["installed"], record["agent"]) == ("restarted", "offline", "answering")
+    assert "cannot log in" in record["closed"]["ssh"]
+    assert "  Agent installed: offline" in run.paragraph(guest.name)
+    assert any("/qemu-guest-agent_" in request for request in served.requests)
+    assert guest.process() not in (None, process)
+    assert guest.package_versions()["qemu-guest-agent"].endswith(REPACKED_SUFFIX)
+
+
+def test_an_agent_that_hangs_is_told_from_one_that_is_missing_and_its_guest_left_alone(pristine_guest: Guest) -> None:
+    guest = pristine_guest
+    make_fresh(guest)
+    guest.output(
+        *("/usr/bin/systemd-run", "--collect", "--on-active=100ms", "--timer-property=AccuracySec=10ms"),
+        *("/usr/bin/systemctl", "kill", "--signal=STOP", "qemu-guest-agent.service"),
+    )
+    assert wait_until(lambda: not guest.answers(), SILENT_WITHIN_S)
+    process = guest.process()
+    run = playbook("install_agent", guests=[guest.name], variables={"agent_probe_timeout": 1})
+    assert run.exit_code != 0
+    record = run.records[guest.name]
+    assert (record["outcome"], record["error"]["error_code"]) == ("refused", "agent_silent")
+    assert "has the agent's channel open and does not answer" in record["error"]["msg"]
+    assert "systemctl restart qemu-guest-agent" in record["error"]["remedy"]
+    assert guest.process() == process

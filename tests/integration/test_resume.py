@@ -9,7 +9,6 @@ One guest loses five controllers in a row, each further on than the one before i
 
 from __future__ import annotations
 
-import json
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,38 +17,21 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from lab.places import run_record
 from tests.integration import background
-from tests.integration.background import kill, logged, wait_for
+from tests.integration.background import kill, logged, reached, record_of, steps, wait_for
 from tests.integration.packages import UPGRADED, changed, changes_told
 from tests.integration.proof import Look, look, make_fresh
 from tests.integration.runs import PlaybookRun, literal, module, playbook
 
 if TYPE_CHECKING:
     import subprocess
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from lab.guests import Guest
     from lab.session import Session
 
 # Only taken and let go of again: nothing of the guest is changed.
 LOOK_ONLY = {"upgrade_packages": False, "upgrade_restart": "never"}
-
-
-def record_of(guest: Guest) -> dict[str, Any]:
-    """What is on record of a guest, read as anybody can."""
-    path = run_record(guest.uuid)
-    found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {"steps": [], "lease": None}
-    return found
-
-
-def steps(guest: Guest) -> list[tuple[str, str]]:
-    return [(step["name"], step["status"]) for step in record_of(guest)["steps"]]
-
-
-def reached(guest: Guest, name: str, status: str) -> Callable[[], bool]:
-    """Whether the latest step on record is this one."""
-    return lambda: steps(guest)[-1:] == [(name, status)]
 
 
 @contextmanager

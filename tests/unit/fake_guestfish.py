@@ -73,6 +73,10 @@ def answer(command, arguments, options):
         return " ".join(arguments) + "\\n"
     if command == "verbose":
         return ""
+    if command == "set-network":
+        if launched:
+            raise Failed("set_network: this function can only be called in the config state")
+        return ""
     if command == "add":
         drives.append([arguments[0], options])
         return ""
@@ -99,7 +103,7 @@ def answer(command, arguments, options):
             raise Failed("mount: wrong fs type, bad option, bad superblock")
         mounted.append(arguments[1])
         return ""
-    if command in ("umount-all", "shutdown", "sync", "tune2fs", "e2fsck"):
+    if command in ("umount-all", "shutdown", "sync", "tune2fs", "e2fsck", "selinux-relabel"):
         return ""
     if command in ("exists", "is-file", "is-dir"):
         found = resolved(path)
@@ -120,6 +124,9 @@ def answer(command, arguments, options):
         return "/" + str(resolved(path).relative_to(root)) + "\\n"
     if command == "rm-f":
         inside(path).unlink(missing_ok=True)
+        return ""
+    if command == "touch":
+        inside(path).touch()
         return ""
     if command == "upload":
         inside(path).write_bytes(pathlib.Path(arguments[0]).read_bytes())

@@ -23,7 +23,14 @@ else
   echo 'the guest has none of apt-get, dnf, yum and zypper' >&2
   exit 1
 fi
-# A unit that udev starts, as SUSE has it, is not there to be enabled, and needs not be.
-if command -v systemctl >/dev/null && systemctl cat qemu-guest-agent.service >/dev/null 2>&1; then
-  systemctl enable qemu-guest-agent.service
+# There may be no unit of its own, as in SUSE, where udev starts one of a template; that, and one of Debian's, need not be
+# enabled. systemctl tells it from the files: there is no init system here that could be asked.
+if command -v systemctl >/dev/null; then
+  case $(systemctl is-enabled qemu-guest-agent.service 2>/dev/null) in
+    disabled) systemctl enable qemu-guest-agent.service ;;
+    masked*)
+      echo 'qemu-guest-agent.service is masked: somebody wants the agent off' >&2
+      exit 1
+      ;;
+  esac
 fi

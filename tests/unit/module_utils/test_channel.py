@@ -199,7 +199,17 @@ def test_an_agent_that_stays_silent_is_told(hypervisor: FakeHypervisor) -> None:
     domain.agent.silent = True
     with pytest.raises(AgentSilent, match="does not answer within 30 s") as raised:
         _channel.wait_for_agent(hypervisor, domain, 30)
-    assert raised.value.evidence == {"last": "Guest agent is not responding"}
+    assert "kvm.fleet.install_agent does that" in raised.value.remedy
+    assert raised.value.evidence == {"last": "Guest agent is not responding", "connected": False}
+
+
+def test_an_agent_that_hangs_is_told_from_one_that_is_missing(hypervisor: FakeHypervisor) -> None:
+    domain = hypervisor.add("web1")
+    domain.agent.delay = 1000
+    with pytest.raises(AgentSilent, match="has the agent's channel open and does not answer") as raised:
+        _channel.wait_for_agent(hypervisor, domain, 30)
+    assert "kvm.fleet.install_agent" not in raised.value.remedy
+    assert raised.value.evidence["connected"] is True
 
 
 def test_what_waiting_does_not_cure_is_not_waited_for(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:

@@ -27,10 +27,12 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
 from ansible_collections.kvm.fleet.plugins.module_utils._guest_files import MAX_FILE
 from ansible_collections.kvm.fleet.plugins.module_utils._image import (
     Drive,
+    Relabel,
     check,
     drives_of,
     open_disks,
     open_image,
+    selinux_policy,
     virt_rescue,
 )
 from tests.unit.fake_guestfish import FakeGuestfish
@@ -450,3 +452,92 @@ def test_a_script_that_fails_tells_the_end_of_what_it_printed(
             image.run("echo 12345678901234; echo oops >&2; exit 3")
         assert image.run("seq 10").endswith("9\n10\n")
     assert failed.value.evidence == {"rc": "3", "stdout": ["678901234"], "stderr": ["oops"]}
+
+
+@pytest.mark.parametrize("network", [True, False])
+def test_the_appliance_has_a_network_only_where_one_is_asked_for(
+    domain: FakeDomain, fake_guestfish: FakeGuestfish, network: bool
+) -> None:
+    fake_guestfish.launch_fails = 1
+    fake_guestfish.ready()
+    with open_disks(domain, uri=URI, network=network) as disks:
+        disks.mount()
+    assert fake_guestfish.calls("set-network") == [["set-network", "true", {}]] * (2 if network else 0)
+
+
+# --- labels --------------------------------------------------------------------------------------
+
+ENFORCING = "# comment\nSELINUX=enforcing\n#SELINUXTYPE=mls\nSELINUXTYPE = minimum\n"
+
+
+@pytest.mark.parametrize(
+    ("config", "policy"),
+    [
+        (ENFORCING, "minimum"),
+        ("SELINUX=permissive\n", "targeted"),
+        ("SELINUX=disabled\nSELINUXTYPE=targeted\n", ""),
+        ("SELINUX=Disabled\n", ""),
+        ("#SELINUX=enforcing\n", ""),
+        ("SELINUX=enforcing\nSELINUXTYPE=../../etc/passwd\n", "targeted"),
+        ("", ""),
+    ],
+)
+def test_the_policy_is_what_the_system_is_set_to(config: str, policy: str) -> None:
+    assert selinux_policy(config.encode()) == policy
+
+
+def enforcing(fake: FakeGuestfish) -> Path:
+    """Give the image SELinux. Returns the file by which its system is told to label everything when it boots."""
+    config = fake.root / "etc" / "selinux" / "config"
+    config.parent.mkdir(parents=True)
+    config.write_text(ENFORCING, encoding="ascii")
+    return fake.root / ".autorelabel"
+
+
+def test_what_programs_write_into_a_system_with_selinux_is_labelled_at_the_end(
+    domain: FakeDomain, fake_guestfish: FakeGuestfish
+) -> None:
+    fake_guestfish.ready()
+    at_boot = enforcing(fake_guestfish)
+    with open_image(domain, uri=URI) as image:
+        image.run(f"test -e {at_boot} && rm {fake_guestfish.root}/etc/selinux/config")
+        image.run("true")
+        assert (image.selinux_relabel, at_boot.exists()) == (Relabel.AT_BOOT, True)
+    assert (image.selinux_relabel, at_boot.exists()) == (Relabel.DONE, False)
+    contexts = "/etc/selinux/minimum/contexts/files/file_contexts"
+    assert fake_guestfish.calls("selinux-relabel") == [["selinux-relabel", contexts, "/", {}]]
+
+
+def test_what_cannot_be_labelled_here_is_by_the_guest_when_it_boots(
+    domain: FakeDomain, fake_guestfish: FakeGuestfish
+) -> None:
+    fake_guestfish.fails = {"selinux-relabel": "feature 'selinuxrelabel' is not available in this"}
+    fake_guestfish.ready()
+    at_boot = enforcing(fake_guestfish)
+    with open_image(domain, uri=URI) as image:
+        image.run("true")
+    assert (image.selinux_relabel, at_boot.exists()) == (Relabel.AT_BOOT, True)
+
+
+def test_what_a_script_leaves_that_fails_is_labelled_when_the_guest_boots(
+    domain: FakeDomain, fake_guestfish: FakeGuestfish
+) -> None:
+    fake_guestfish.ready()
+    at_boot = enforcing(fake_guestfish)
+    with pytest.raises(ImageFailed), open_image(domain, uri=URI) as image:
+        image.run("exit 3")
+    assert at_boot.exists()
+    assert fake_guestfish.calls("selinux-relabel") == []
+
+
+def test_labels_are_left_alone_where_nothing_ran_or_selinux_is_off(
+    domain: FakeDomain, fake_guestfish: FakeGuestfish
+) -> None:
+    fake_guestfish.ready()
+    with open_image(domain, uri=URI) as image:
+        image.run("true")
+    at_boot = enforcing(fake_guestfish)
+    with open_image(domain, uri=URI) as image:
+        image.files.write("/etc/new", b"")
+    assert (image.selinux_relabel, at_boot.exists()) == (None, False)
+    assert fake_guestfish.calls("touch", "selinux-relabel") == []

@@ -32,7 +32,7 @@ def wanted(*, fsck: bool = False, packages: bool = False, script: str | None = N
 
 
 def done(domain: FakeDomain, what: Wanted) -> tuple[Done, ...]:
-    return repair(domain, what, uri="qemu:///system", check=False)
+    return repair(domain, what, uri="qemu:///system", check=False).done
 
 
 @pytest.mark.parametrize("what", [wanted(), wanted(script=" \n"), wanted(script="a\0b"), wanted(fsck=True, timeout=0)])

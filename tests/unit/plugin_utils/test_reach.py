@@ -14,7 +14,23 @@ from ansible_collections.kvm.fleet.plugins.plugin_utils._reach import Plan, make
 
 NOT_ASKED: dict[str, Any] = {"agent": None}
 ANSWERING = {"agent": "answering"}
-SILENT = {"failed": True, "error_code": "agent_silent"}
+SILENT = {"failed": True, "error_code": "agent_silent", "evidence": {"connected": False}}
+HUNG = {
+    "failed": True,
+    "error_code": "agent_silent",
+    "transient": True,
+    "msg": "it hangs",
+    "remedy": "Restart it.",
+    "evidence": {"connected": True},
+}
+
+# As the role registers them: it has declared that none of them is a failure.
+UNREACHABLE = {"unreachable": True, "msg": "Failed to connect to the host via ssh: no route to host"}
+NO_PYTHON = {"failed": False, "rc": 127, "msg": "The module failed to execute correctly, you probably need Python."}
+NOT_ROOT = {"failed": False, "rc": 0, "stdout": "1000"}
+ROOT = {"failed": False, "rc": 0, "stdout": "0"}
+NO_TOOLS = {"failed": False, "error_code": "image_tools_missing", "msg": "no guestfish", "remedy": "Install it."}
+IMAGE = {"changed": False, "repairs": []}
 
 GUEST = {"run": "r1", "name": "web1", "hypervisor": "hv1", "uri": "qemu:///system", "domain": "vm1"}
 
@@ -64,6 +80,61 @@ def test_a_guest_that_nothing_can_be_done_for_is_refused(
     assert (plan.install, plan.restart, plan.refusal["error_code"]) == ("", False, code)
     assert words in plan.refusal["msg"]
     assert plan.refusal["remedy"]
+
+
+@pytest.mark.parametrize(
+    ("live", "tried", "install", "closed"),
+    [
+        ("present", {}, "ssh", {}),
+        ("present", {"ssh": ROOT}, "ssh", {}),
+        ("present", {"ssh": UNREACHABLE}, "offline", {"ssh": "cannot log in: Failed to connect"}),
+        ("needs_restart", {"ssh": UNREACHABLE}, "offline", {"ssh": "cannot log in: Failed to connect"}),
+        ("present", {"ssh": NO_PYTHON}, "offline", {"ssh": "cannot work there: The module failed"}),
+        ("present", {"ssh": NOT_ROOT}, "offline", {"ssh": "is not root there"}),
+        ("present", {"ssh": NOT_ROOT, "offline": IMAGE}, "offline", {"ssh": "is not root there"}),
+    ],
+)
+def test_a_way_that_is_not_open_makes_place_for_the_next_one(
+    live: str, tried: dict[str, Any], install: str, closed: dict[str, str]
+) -> None:
+    plan = make_plan("web1", channel(live), SILENT, ways=["ssh", "offline"], restart=True, tried=tried)
+    assert (plan.install, plan.restart, plan.refusal) == (install, False, {})
+    assert set(plan.closed) == set(closed)
+    assert all(words in plan.closed[way] for way, words in closed.items())
+
+
+def test_the_preferred_way_may_be_the_image_and_it_may_be_closed() -> None:
+    plan = make_plan(
+        "web1", channel("present"), SILENT, ways=["offline", "ssh"], restart=True, tried={"offline": NO_TOOLS}
+    )
+    assert (plan.install, plan.closed) == ("ssh", {"offline": "no guestfish"})
+
+
+@pytest.mark.parametrize("live", ["present", "needs_restart"])
+def test_a_guest_none_of_whose_ways_is_open_is_refused_with_each_reason_and_not_restarted_in_hope(live: str) -> None:
+    tried = {"ssh": UNREACHABLE, "offline": NO_TOOLS}
+    plan = make_plan("web1", channel(live), SILENT, ways=["ssh", "offline"], restart=True, tried=tried)
+    assert (plan.install, plan.restart, plan.refusal["error_code"]) == ("", False, "no_way_open")
+    assert "; ssh: Ansible cannot log in: " in plan.refusal["msg"]
+    assert plan.refusal["msg"].endswith("; offline: no guestfish")
+    assert plan.refusal["remedy"].endswith("Install it.")
+    assert plan.refusal["evidence"] == plan.closed
+
+
+def test_an_image_is_not_edited_of_a_guest_that_may_not_be_shut_down() -> None:
+    plan = make_plan("web1", channel("present"), SILENT, ways=["offline"], restart=False)
+    assert (plan.install, plan.refusal["error_code"]) == ("", "no_way_open")
+    assert "agent_restart is false" in plan.refusal["evidence"]["offline"]
+    assert "agent_restart: true" in plan.refusal["remedy"]
+    assert make_plan("web1", channel("present"), SILENT, ways=["offline", "ssh"], restart=False).install == "ssh"
+
+
+def test_an_agent_that_hangs_is_not_missing() -> None:
+    plan = make_plan("web1", channel("present"), HUNG, ways=[], restart=True)
+    assert (plan.install, plan.restart) == ("", False)
+    assert plan.refusal == {key: HUNG[key] for key in ("msg", "error_code", "transient", "remedy", "evidence")}
+    # What installs it starts it anew as well.
+    assert make_plan("web1", channel("present"), HUNG, ways=["offline"], restart=True).install == "offline"
 
 
 def test_a_refusal_says_of_each_way_why_it_is_closed() -> None:
@@ -121,3 +192,28 @@ def test_a_restart_that_failed_half_way_has_restarted_nothing() -> None:
     power = {"failed": True, "error_code": "shutdown_timeout", "evidence": {"forced": False}}
     told = result({"intervening": True, "power": power}, {"task": "Restart", "result": power})
     assert (told["restarted"], told["forced_off"], told["outcome"]) == (False, False, "failed")
+
+
+def test_a_guest_that_an_earlier_run_had_left_off_was_restarted() -> None:
+    resumed = {"run": "r0", "cut_off": "during the restart", "steps": []}
+    taken = {
+        "lease": {"taken_over": None, "resumed": resumed},
+        "channel": channel("present", changed=False),
+        "brought_back": {"restarted": True, "steps": ["start"], "forced": False},
+        "stopped": {"skipped": True},
+        "power": {"skipped": True},
+    }
+    told = result(taken)
+    assert (told["outcome"], told["restarted"]) == ("restarted", True)
+    assert told["resumed"] == {"run": "r0", "cut_off": "during the restart"}
+
+
+def test_a_guest_that_was_ended_by_force_is_told() -> None:
+    taken = {"channel": channel("present", changed=False), "stopped": {"forced": True}, "power": RESTARTED}
+    assert result(taken)["forced_off"] is True
+
+
+def test_a_result_tells_which_way_was_not_open() -> None:
+    plan = {"install": "offline", "closed": {"ssh": "no route"}}
+    told = result({"channel": channel("present", changed=False), "plan": plan, "installed": True, "power": RESTARTED})
+    assert (told["installed"], told["closed"]) == ("offline", {"ssh": "no route"})

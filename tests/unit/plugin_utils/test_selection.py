@@ -206,11 +206,15 @@ def test_for_an_agent_guests_are_chosen_on_whose_channel_nobody_listens() -> Non
         with_channel("silent", "disconnected"),
         with_channel("without", "absent", "drifted"),
         with_channel("off", "absent", "not_running"),
+        with_channel("off by its owner", "unknown", "not_running", unfinished=True, shut_down=False),
+        with_channel("off by a run", "unknown", "not_running", unfinished=True, shut_down=True, live=True),
         with_channel("off and fine", "unknown", "not_running"),
     ]
     hosts = [host("hv1", {"domains": found}), host("gone", kvm_hypervisor="hv2")]
     guests = known_guests(hosts, {})
-    assert names(select_guests(guests, None, {}, choice="agent")) == ["silent", "without", "gone", "busy"]
+    assert names(select_guests(guests, None, {}, choice="agent")) == [
+        *("off by a run", "silent", "without", "gone", "busy")
+    ]
     assert names(select_guests(guests, "well", {}, choice="agent")) == ["well"]
 
 

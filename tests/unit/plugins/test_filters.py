@@ -84,7 +84,7 @@ def test_what_to_select_for_has_to_be_known() -> None:
 
 def test_a_plan_for_an_agent_is_plain_data() -> None:
     channel = {"live": "needs_restart", "persistent": "added", "reason": "no bus"}
-    assert agent_plan.plan(channel, "web1") == {"install": "", "restart": True, "refusal": {}}
+    assert agent_plan.plan(channel, "web1") == {"install": "", "restart": True, "closed": {}, "refusal": {}}
     assert agent_plan.plan(channel, "web1", restart=False)["refusal"]["error_code"] == "no_way_open"
     with pytest.raises(AnsibleFilterError, match=r"there is no way 'telnet'; there are ssh, offline"):
         agent_plan.plan(channel, "web1", ways=["telnet"])

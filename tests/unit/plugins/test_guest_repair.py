@@ -46,6 +46,21 @@ def test_repairs_are_told_one_by_one_and_check_mode_works_on_a_copy(
 
 
 @pytest.mark.usefixtures("off")
+def test_a_script_has_a_network_where_it_is_given_one_and_the_guests_labels_are_seen_to(
+    run: Run, fake_guestfish: FakeGuestfish
+) -> None:
+    config = fake_guestfish.root / "etc" / "selinux" / "config"
+    config.parent.mkdir()
+    config.write_text("SELINUX=enforcing\n", encoding="ascii")
+    assert run("guest_repair", name="web1", repairs=["fsck"])["selinux_relabel"] is None
+    assert fake_guestfish.calls("set-network") == []
+    assert run("guest_repair", name="web1", script="true", network=True)["selinux_relabel"] == "done"
+    assert len(fake_guestfish.calls("set-network")) == 1
+    failed = run("guest_repair", name="web1", script="exit 3")
+    assert failed["evidence"]["selinux_relabel"] == "at_boot"
+
+
+@pytest.mark.usefixtures("off")
 def test_what_is_in_order_is_no_change(run: Run) -> None:
     assert run("guest_repair", name="web1", repairs=["fsck"])["changed"] is False
 
