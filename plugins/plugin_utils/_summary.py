@@ -135,7 +135,7 @@ def _failure_facts(record: Record) -> list[tuple[str, str]]:
     return [
         ("Error", f"{error['msg']}{refused}"),
         ("Remedy", error.get("remedy") or ""),
-        ("Agent's channel", _channel_text(record["channel"]) if record.get("channel") else ""),
+        ("Agent's channel", _channel_text(record.get("channel"))),
         ("Packages upgraded", packages_text(packages) if packages else ""),
         ("Repaired", repairs_text(record.get("repairs") or [])),
         ("Forced off", "yes" if record.get("forced_off") else ""),
@@ -159,8 +159,13 @@ def _agent_facts(record: Record) -> list[tuple[str, str]]:
     ]
 
 
-def _channel_text(channel: Mapping[str, str]) -> str:
-    """What became of the channel in both definitions: ``present``, or ``added (running domain: needs restart)``."""
+def _channel_text(channel: Mapping[str, str] | None) -> str:
+    """What became of the channel in both definitions: ``present``, or ``added (running domain: needs restart)``.
+
+    Empty where nobody has looked, as where a guest is off that has to be brought back first.
+    """
+    if not channel:
+        return ""
     persistent, live = (channel[part].replace("_", " ") for part in ("persistent", "live"))
     return persistent if live == persistent else f"{persistent} (running domain: {live})"
 

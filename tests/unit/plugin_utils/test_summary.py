@@ -456,3 +456,9 @@ def test_guests_that_got_an_agent_are_told_with_how() -> None:
         "Success: 3  Failed: 2",
         RULE,
     ]
+
+
+def test_of_a_guest_that_is_to_be_brought_back_first_check_mode_tells_that() -> None:
+    brought_back = reached("web1", "restarted", check_mode=True, channel={}, restarted=True, agent=None)
+    lines = render_summary("agent", [brought_back])
+    assert lines[3:6] == ["✓ web1", "  Restarted: yes", "  Duration: 12s"]
