@@ -143,6 +143,7 @@ def test_guest_exec_is_blocked_where_it_can_be_and_what_is_off_is_named_as_not_a
 
 def hang(guest: Guest) -> None:
     """Have the agent of a guest hang, which would not allow guest-exec any more if it were started again."""
+    guest.output("/bin/mkdir", "-p", "/etc/qemu")
     guest.write_file(CONF, f"[general]\nblock-rpcs={','.join(EXEC)}\n".encode())
     guest.output("/bin/sync")
     guest.do_to_agent("kill", "--signal=STOP")
