@@ -49,7 +49,7 @@ _value:
       description: Those whose agents are as wanted.
       type: list
       elements: str
-    off:
+    "off":
       description: Of those that are off, so that nobody can tell, a record for the summary that says so.
       type: dict
 """

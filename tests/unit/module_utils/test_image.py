@@ -217,10 +217,10 @@ def test_a_hibernated_guest_is_refused_before_anything_is_mounted(
 ) -> None:
     fake_guestfish.file_systems = f"/dev/sda1: ext4\n/dev/sda2: {kind}\n"
     fake_guestfish.ready()
-    disks = open_disks(domain, uri=URI, read_only=read_only)
-    with pytest.raises(DomainUnsafe, match="is hibernated: its RAM is on /dev/sda2") as refused, disks:
+    refused = pytest.raises(DomainUnsafe, match="is hibernated: its RAM is on /dev/sda2")
+    with refused as raised, open_disks(domain, uri=URI, read_only=read_only):
         pass
-    assert "shut it down properly" in refused.value.remedy
+    assert "shut it down properly" in raised.value.remedy
     asked = {call[0] for call in fake_guestfish.calls()}
     assert asked == {"add", "run", "list-devices", "list-partitions", "feature-available", "lvs", "vfs-type"}
 
