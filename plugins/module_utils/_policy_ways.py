@@ -398,14 +398,19 @@ class _Work:
 
     @contextmanager
     def _image(self, *, read_only: bool, shut_off: bool = True) -> Iterator[Image]:
-        with self._images.open_image(
-            self._domain,
-            uri=self._hypervisor.uri,
-            read_only=read_only,
-            shut_off=shut_off,
-            block_devices=self._request.block_devices,
-        ) as image:
-            yield image
+        try:
+            with self._images.open_image(
+                self._domain,
+                uri=self._hypervisor.uri,
+                read_only=read_only,
+                shut_off=shut_off,
+                block_devices=self._request.block_devices,
+            ) as image:
+                yield image
+        finally:
+            # libvirt hangs up on whoever leaves its keepalive unanswered for half a minute, as this may have. What only
+            # asks connects anew; what changes something would fail.
+            self._domain.state()
 
     def _no_power_cycle(self) -> _Closed | None:
         """Why the guest cannot be shut down and started, which is all that restarts its agent from outside."""

@@ -122,10 +122,8 @@ def test_the_agent_is_allowed_what_is_needed_of_it(make_guest: MakeGuest) -> Non
     guest = make_guest()
     guest.output("/bin/mkdir", "-p", "/etc/qemu")
     guest.write_file(CONF, BLOCKING)
-    guest.output(
-        *("/usr/bin/systemd-run", "--collect", "--on-active=100ms", "--timer-property=AccuracySec=10ms"),
-        *("/usr/bin/systemctl", "restart", "qemu-guest-agent.service"),
-    )
+    guest.output("/bin/chmod", "640", CONF)
+    guest.do_to_agent("restart")
     wait_for(lambda: refuses_commands(guest), "the agent's restart with its filter")
     run = playbook("rescue", guests=[guest.name], variables={"rescue_repairs": ["agent"]})
     assert run.exit_code == 0, run.output
@@ -133,7 +131,8 @@ def test_the_agent_is_allowed_what_is_needed_of_it(make_guest: MakeGuest) -> Non
     guest.wait_until_ready()
     assert guest.read_file(CONF) == b"# of ours\n[general]\nblock-rpcs=guest-get-time\n"
     assert guest.read_file(f"{CONF}.kvm-fleet-backup") == BLOCKING
-    assert guest.output("/usr/bin/stat", "-c", "%u %a", CONF) == "0 644"
+    for path in (CONF, f"{CONF}.kvm-fleet-backup"):
+        assert guest.output("/usr/bin/stat", "-c", "%u %a", path) == "0 640\n"
 
 
 def test_a_guest_is_not_shut_down_under_an_upgrade_whose_run_is_dead(pristine_guest: Guest) -> None:
