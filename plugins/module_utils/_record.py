@@ -135,7 +135,7 @@ class Record:
             return bool(self.steps)
         if self.upgrade_is_left:
             return True
-        return self.ended.outcome == "failed" and (self.shut_down_by_us or self._restart_is_owed)
+        return self.ended.outcome == "failed" and (self.shut_down_by_us or self.restart_is_owed)
 
     @property
     def upgrade_is_left(self) -> bool:
@@ -156,7 +156,8 @@ class Record:
         return step is not None and step.status is not StepStatus.DONE and not step.result.get(STARTED)
 
     @property
-    def _restart_is_owed(self) -> bool:
+    def restart_is_owed(self) -> bool:
+        """Whether packages were upgraded and the guest was not restarted since."""
         owed = False
         for step in self.steps:
             if step.status is StepStatus.DONE and step.name is StepName.UPGRADE:
@@ -235,9 +236,12 @@ def renew(record: Record | None, domain: str, run: str, now: Moment) -> Record:
 def release(record: Record, lease: Lease, outcome: str, error: Facts | None, now: Moment) -> Record:
     """The record of work that has come to its end, by the run that has this lease.
 
-    A run that was refused has done nothing: what it has taken over is still to be gone on with, from the run before it.
+    What it has taken over is still to be gone on with, from the run before it, where it was refused and has done
+    nothing, or where it came for something else than an upgrade and has left the restart after one to the next run.
     """
-    if outcome == "refused" and record.unfinished:
+    upgraded = any(step.name is StepName.UPGRADE and step.run == lease.run for step in record.steps)
+    left = record.restart_is_owed and not upgraded and outcome in ("unchanged", "changed")
+    if left or (outcome == "refused" and record.unfinished):
         return replace(record, lease=None)
     released = replace(record, lease=None, ended=Ending(lease.run, now.at, outcome, error))
     return replace(released, earlier=(*record.earlier, lease)) if released.unfinished else released

@@ -26,7 +26,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._guestfish import GUESTFISH, VIRT_RESCUE, Guestfish
 from ansible_collections.kvm.fleet.plugins.module_utils._image import Disks, Image, Relabel, open_disks
-from ansible_collections.kvm.fleet.plugins.module_utils._policy import EXEC_RPCS, plan
+from ansible_collections.kvm.fleet.plugins.module_utils._policy import EXEC_RPCS, LIFELINES, plan
 from ansible_collections.kvm.fleet.plugins.module_utils._policy import Wanted as WantedPolicy
 from ansible_collections.kvm.fleet.plugins.module_utils._policy_ways import (
     Written,
@@ -290,8 +290,8 @@ def repair_packages(image: Image, timeout: float) -> Done:
 
 # --- the agent -----------------------------------------------------------------------------------
 
-AGENT_RPCS = tuple(dict.fromkeys((*EXEC_RPCS, *READ_COMMANDS, *WRITE_COMMANDS)))
-"""What this collection needs of an agent: commands, and files."""
+AGENT_RPCS = tuple(dict.fromkeys((*LIFELINES, *EXEC_RPCS, *READ_COMMANDS, *WRITE_COMMANDS)))
+"""What this collection needs of an agent: to be spoken to, commands, and files."""
 
 
 def repair_agent(image: Image, domain: Domain, audit: Audit | None, run: str | None) -> Done:

@@ -74,7 +74,7 @@ def test_a_guest_that_a_killed_run_has_left_off_is_found_brought_back_and_set_up
     inventory = listing(tmp_path, {guest.name: {}})
     predicted = playbook("enable_guest_exec", "--check", inventory=inventory)
     assert predicted.exit_code == 0, predicted.output
-    assert outcome(predicted, guest) == ("changed", "")
+    assert outcome(predicted, guest) == ("restarted", "")
     assert not guest.domain.isActive()
 
     run = playbook("enable_guest_exec", inventory=inventory)

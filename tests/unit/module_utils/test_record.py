@@ -236,6 +236,20 @@ def test_a_run_that_failed_before_the_restart_for_its_packages_is_gone_on_with()
     assert not let_go(restarted, "failed").unfinished
 
 
+@pytest.mark.parametrize("outcome", ["unchanged", "changed"])
+def test_a_restart_for_packages_is_left_by_a_run_that_has_come_for_something_else(outcome: str) -> None:
+    change = {"name": "app", "arch": "amd64", "old": "1", "new": "2", "security": False}
+    packages = {"packages": [change], "config_files": []}
+    cut_off_before = end(begin(taken(), UPGRADE, "run-a", {}, T0), UPGRADE, StepStatus.DONE, packages, T0)
+    other = let_go(taken(OTHER, cut_off_before, later(4000)), outcome)
+    assert (other.lease, other.ended, other.unfinished) == (None, None, True)
+    told = resumed(taken(replace(CLAIM, run="run-c", owner="root@c"), other, later(4010)))
+    assert told is not None
+    assert (told["run"], told["cut_off"]) == ("run-a", "after the upgrade")
+    own = end(begin(other, UPGRADE, OTHER.run, {}, T0), UPGRADE, StepStatus.DONE, {**packages, "packages": []}, T0)
+    assert not let_go(taken(OTHER, own, later(4020)), outcome).unfinished
+
+
 def test_a_run_that_was_refused_is_not_the_one_that_was_cut_off() -> None:
     refused = let_go(taken(OTHER, cut_off(RESTART), later(4000)), "refused", {"msg": "the agent is silent"})
     told = resumed(taken(replace(CLAIM, run="run-c", owner="root@c"), refused, later(4010)))
