@@ -66,9 +66,6 @@ def restart(
     if check:
         return steps, PowerReport()
 
-    def intend(report: PowerReport) -> None:
-        recorder.begin(StepName.RESTART, _facts(report.process_before, report.boot_id_before, boot))
-
     failed = recorder.last(StepName.RESTART)
     if failed and failed.status is StepStatus.FAILED and Step.SHUT_DOWN not in steps:
         recorder.begin(StepName.RESTART, failed.intent)
@@ -79,12 +76,10 @@ def restart(
             steps,
             options,
             begun=begun,
-            intend=intend,
+            intend=_begin_on_record(recorder, boot),
             started=lambda: recorder.note(StepName.RESTART, {STARTED: True}),
         )
-    recorder.end(
-        StepName.RESTART, {**_facts(report.process_after, report.boot_id_after, boot), "forced": report.forced}
-    )
+    _end_on_record(recorder, report, boot)
     return steps, report
 
 
@@ -157,20 +152,23 @@ def cycle(
     warnings = see_no_upgrade(hypervisor, domain, recorder) if Step.SHUT_DOWN in steps else []
     boot = recorder.now().boot_id
 
-    def intend(report: PowerReport) -> None:
-        recorder.begin(StepName.RESTART, _facts(report.process_before, report.boot_id_before, boot))
-
     def started() -> None:
         if recorder.last(StepName.RESTART):
             recorder.note(StepName.RESTART, {STARTED: True})
 
     with recorder.failing(StepName.RESTART):
         report = _power.apply(
-            hypervisor, domain, steps, options, begun=begun, intend=intend, started=started, meanwhile=meanwhile
+            hypervisor,
+            domain,
+            steps,
+            options,
+            begun=begun,
+            intend=_begin_on_record(recorder, boot),
+            started=started,
+            meanwhile=meanwhile,
         )
     if recorder.last(StepName.RESTART):
-        result = {**_facts(report.process_after, report.boot_id_after, boot), "forced": report.forced}
-        recorder.end(StepName.RESTART, result)
+        _end_on_record(recorder, report, boot)
     report.warnings = warnings
     return report
 
@@ -196,13 +194,20 @@ def stop(
         return steps, PowerReport(warnings=warnings)
     boot = recorder.now().boot_id
 
-    def intend(report: PowerReport) -> None:
-        recorder.begin(StepName.RESTART, _facts(report.process_before, report.boot_id_before, boot))
-
     with recorder.failing(StepName.RESTART):
-        report = _power.apply(hypervisor, domain, steps, options, intend=intend)
+        report = _power.apply(hypervisor, domain, steps, options, intend=_begin_on_record(recorder, boot))
     report.warnings = warnings
     return steps, report
+
+
+def _begin_on_record(recorder: Recorder, boot: str) -> Callable[[PowerReport], None]:
+    """What notes, before the guest is asked to shut down, what runs by then; ``boot`` is the hypervisor's own."""
+    return lambda report: recorder.begin(StepName.RESTART, _facts(report.process_before, report.boot_id_before, boot))
+
+
+def _end_on_record(recorder: Recorder, report: PowerReport, boot: str) -> None:
+    result = {**_facts(report.process_after, report.boot_id_after, boot), "forced": report.forced}
+    recorder.end(StepName.RESTART, result)
 
 
 def restart_on_record(record: Record | None, boot: str) -> Begun | None:

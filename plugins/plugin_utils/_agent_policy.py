@@ -14,7 +14,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._domain import ACTIVE_ST
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import DomainNotRunning
 from ansible_collections.kvm.fleet.plugins.module_utils._policy import EXEC_RPCS
 from ansible_collections.kvm.fleet.plugins.module_utils._results import failure as facts_of
-from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import describe_failure
+from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import describe_failure, gone_on_with
 from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import HostVars, wanted_names
 
 Facts = Mapping[str, Any]
@@ -141,7 +141,6 @@ def make_policy_result(
         outcome = "changed"
     else:
         outcome = "restarted" if power.get("restarted") is True else "unchanged"
-    resumed = lease.get("resumed")
     return vars(
         PolicyResult(
             run=guest.get("run", ""),
@@ -155,7 +154,7 @@ def make_policy_result(
             way="ssh" if told is local and local else told.get("way"),
             files=list(told.get("files") or []),
             restarted=True in (told.get("restarted"), power.get("restarted")) and not error,
-            resumed={key: resumed[key] for key in ("run", "cut_off")} if resumed else None,
+            resumed=gone_on_with(lease),
             taken_over=lease.get("taken_over"),
             duration=round(duration, 1),
             error=error,

@@ -63,14 +63,19 @@ def make_plan(before: Facts, predicted: Facts, *, snapshot: bool, restart: str, 
     )
 
 
+def was_left_off(domain: Facts) -> bool:
+    """Whether a domain, as domain_info tells of it, is off because a run has shut it down and not started it again."""
+    run = domain.get("run") or {}
+    return bool(domain["drift"]["state"] == "not_running" and run.get("unfinished") and run.get("shut_down"))
+
+
 def refusal_before(before: Facts, *, restart: str) -> dict[str, Any]:
     """Why the role would not begin with this guest, as a module's failure has it; empty when nothing speaks against it.
 
     What only some of the work needs is for its modules to refuse. A guest that an earlier run has shut down is not one
     that somebody wants off.
     """
-    run = before.get("run") or {}
-    if run.get("unfinished") and run.get("shut_down") and before["drift"]["state"] == "not_running":
+    if was_left_off(before):
         return {}
     try:
         require_running(before["name"], DomainState(before["state"]))
@@ -166,6 +171,17 @@ class Result:
     error: Mapping[str, Any] | None
 
 
+def gone_on_with(lease: Facts) -> dict[str, Any] | None:
+    """The run that was gone on with, and where it was cut off, by what guest_lease returned."""
+    resumed = lease.get("resumed")
+    return {key: resumed[key] for key in ("run", "cut_off")} if resumed else None
+
+
+def was_forced(power: Facts) -> bool:
+    """Whether domain_power has ended the guest by force, be it before it failed."""
+    return True in (power.get("forced"), (power.get("evidence") or {}).get("forced"))
+
+
 def make_result(
     guest: Facts, taken: Mapping[str, Facts], *, duration: float, check_mode: bool, failure: Facts | None = None
 ) -> dict[str, Any]:
@@ -213,11 +229,11 @@ def make_result(
             ),
             restarted=restarted,
             restart_reasons=list(plan.get("reasons") or []),
-            forced_off=True in (told.get("forced") for told in (earlier, power, power.get("evidence") or {})),
+            forced_off=earlier.get("forced") is True or was_forced(power),
             reboot_required=_reboot_required(upgrade, taken.get("predicted") or {}, restarted),
             drift=drift_outcome(before, after),
             snapshot=_snapshot_kept(made, earlier) if taken.get("snapshot_kept", True) and not check_mode else None,
-            resumed={key: earlier[key] for key in ("run", "cut_off")} if earlier else None,
+            resumed=gone_on_with(lease),
             taken_over=lease.get("taken_over"),
             duration=round(duration, 1),
             error=describe_failure(failure) if failure else None,

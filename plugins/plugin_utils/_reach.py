@@ -12,7 +12,7 @@ from typing import Any
 
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import DomainNotRunning, FleetError, NoWayOpen
 from ansible_collections.kvm.fleet.plugins.module_utils._results import failure
-from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import Facts, describe_failure
+from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import Facts, describe_failure, gone_on_with, was_forced
 
 NOT_ASKED_FOR = {
     "ssh": "Ansible may not log in to the guest: it has no ansible_host in the inventory, or agent_ways leaves ssh out",
@@ -179,7 +179,6 @@ def make_result(
     channel, proof, lease = (taken.get(step) or {} for step in ("channel", "proof", "lease"))
     back, stopped, power = (taken.get(step) or {} for step in ("brought_back", "stopped", "power"))
     restarted = _restarted(back) or _restarted(power)
-    resumed = lease.get("resumed")
     installed = (taken.get("plan") or {}).get("install", "") if taken.get("installed") else ""
     if failed:
         outcome = "failed" if taken.get("intervening") else "refused"
@@ -200,9 +199,9 @@ def make_result(
             installed=installed,
             closed=dict((taken.get("plan") or {}).get("closed") or {}),
             restarted=restarted,
-            forced_off=any(_forced(step) for step in (back, stopped, power)),
+            forced_off=any(was_forced(step) for step in (back, stopped, power)),
             agent=proof.get("agent"),
-            resumed={key: resumed[key] for key in ("run", "cut_off")} if resumed else None,
+            resumed=gone_on_with(lease),
             taken_over=lease.get("taken_over"),
             duration=round(duration, 1),
             error=describe_failure(failed) if failed else None,
@@ -214,7 +213,3 @@ def _restarted(power: Facts) -> bool:
     """Whether domain_power has started the guest. What failed half-way has not, as far as anybody can prove."""
     started = power.get("restarted") is True or "start" in (power.get("steps") or [])
     return started and not power.get("failed")
-
-
-def _forced(power: Facts) -> bool:
-    return True in (power.get("forced"), (power.get("evidence") or {}).get("forced"))

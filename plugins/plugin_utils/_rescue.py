@@ -9,7 +9,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import Facts, make_result
+from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import (
+    Facts,
+    gone_on_with,
+    make_result,
+    was_forced,
+    was_left_off,
+)
 
 OFF = "not_running"
 
@@ -20,9 +26,7 @@ def make_rescue_plan(before: Facts) -> dict[str, bool]:
     One that is off stays off, unless it was a run that has shut it down.
     """
     off = before["drift"]["state"] == OFF
-    run = before.get("run") or {}
-    shut_down_by_a_run = bool(run.get("unfinished") and run.get("shut_down"))
-    return {"stop": not off, "start": not off or shut_down_by_a_run}
+    return {"stop": not off, "start": not off or was_left_off(before)}
 
 
 def make_rescue_result(
@@ -36,15 +40,12 @@ def make_rescue_result(
     repair = taken.get("repair") or {}
     repairs = [dict(one) for one in repair.get("repairs") or (repair.get("evidence") or {}).get("repairs") or []]
     lease = taken.get("lease") or {}
-    resumed = lease.get("resumed")
     # What an earlier run has upgraded is its own: this one only brings the guest back.
     power = {**(taken.get("power") or {})}
     if check_mode:
         power["restarted"] = bool((taken.get("plan") or {}).get("start"))
-    stopped = taken.get("stopped") or {}
-    power["forced"] = True in (one.get("forced") for one in (stopped, stopped.get("evidence") or {}))
-    told = {"resumed": {key: resumed[key] for key in ("run", "cut_off")} if resumed else None}
-    steps = {**taken, "plan": {}, "lease": {**lease, **told}, "power": power}
+    power["forced"] = was_forced(taken.get("stopped") or {})
+    steps = {**taken, "plan": {}, "lease": {**lease, "resumed": gone_on_with(lease)}, "power": power}
     result = make_result(guest, steps, duration=duration, check_mode=check_mode, failure=failure)
     if not failure and any(one["changed"] for one in repairs):
         result["outcome"] = "repaired"

@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import was_left_off
+
 HostVars = Mapping[str, Any]
 """The variables of one host of the inventory, 'inventory_hostname' among them."""
 
@@ -66,8 +68,7 @@ class Guest:
     @property
     def left_off(self) -> bool:
         """Whether it is off because a run has shut it down and did not come to start it again."""
-        run = (self.observed or {}).get("run") or {}
-        return bool(self.off and run.get("unfinished") and run.get("shut_down"))
+        return self.observed is not None and was_left_off(self.observed)
 
     @property
     def turn(self) -> int | None:

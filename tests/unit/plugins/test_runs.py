@@ -421,13 +421,18 @@ def test_a_guest_that_is_still_shutting_down_for_a_dead_run_is_waited_for(run: R
     assert (leased.pid != pid, leased.boot_id != boot_id) == (True, True)
 
 
-def test_a_guest_is_not_restarted_under_an_upgrade_that_is_on_record(
-    run: Run, hypervisor: FakeHypervisor, leased: FakeDomain
-) -> None:
+def take_while_upgrading(run: Run, hypervisor: FakeHypervisor, leased: FakeDomain) -> None:
+    """Run b has the guest, in which the upgrade of run a still works."""
     guest = UpgradingGuest(hypervisor.clock, duration=100)
     leased.agent.program = guest.agent.program
     assert upgrade(run, interval=10)["finished"] is False
     take(run, "b")
+
+
+def test_a_guest_is_not_restarted_under_an_upgrade_that_is_on_record(
+    run: Run, hypervisor: FakeHypervisor, leased: FakeDomain
+) -> None:
+    take_while_upgrading(run, hypervisor, leased)
     leased.changes.clear()
     for check in (True, False):
         refused = restart(run, "b", check=check)
@@ -443,10 +448,7 @@ def test_a_guest_is_not_restarted_under_an_upgrade_that_is_on_record(
 def test_a_silent_guest_is_shut_down_whatever_is_on_record_and_that_is_told(
     run: Run, hypervisor: FakeHypervisor, leased: FakeDomain
 ) -> None:
-    guest = UpgradingGuest(hypervisor.clock, duration=100)
-    leased.agent.program = guest.agent.program
-    upgrade(run, interval=10)
-    take(run, "b")
+    take_while_upgrading(run, hypervisor, leased)
     leased.agent.silent = True
     stopped = [run("domain_power", name="web1", state="stopped", run="run-b", check=check) for check in (True, False)]
     for told in stopped:
@@ -458,10 +460,7 @@ def test_a_silent_guest_is_shut_down_whatever_is_on_record_and_that_is_told(
 def test_an_agent_that_is_restarted_by_the_upgrade_is_asked_again(
     run: Run, hypervisor: FakeHypervisor, leased: FakeDomain
 ) -> None:
-    guest = UpgradingGuest(hypervisor.clock, duration=100)
-    leased.agent.program = guest.agent.program
-    upgrade(run, interval=10)
-    take(run, "b")
+    take_while_upgrading(run, hypervisor, leased)
     leased.agent.silent = True
     hypervisor.clock.after(15, lambda: setattr(leased.agent, "silent", False))
     assert run("domain_power", name="web1", state="stopped", run="run-b")["error_code"] == "upgrade_running"
