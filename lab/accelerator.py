@@ -51,6 +51,15 @@ def may_open_kvm() -> bool:
     return True
 
 
+def is_useless() -> bool:
+    """Whether there is a /dev/kvm that QEMU may not open.
+
+    libvirt probes QEMU with the right to open any file, so it finds KVM, then sees that its QEMU user cannot open
+    /dev/kvm, and so throws the result away and probes again: forty times, and a minute, for each guest that it defines.
+    """
+    return KVM.exists() and not may_open_kvm()
+
+
 def _boots(image: Image) -> bool:
     machine = ["-machine", "pc", "-accel", "kvm", "-cpu", "host", "-m", "256", "-no-reboot"]
     console = ["-display", "none", "-serial", "stdio", "-monitor", "none", "-nic", "none"]

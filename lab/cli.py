@@ -22,6 +22,12 @@ def parser() -> argparse.ArgumentParser:
     up = verbs.add_parser("up", help="have guests lab1 … labN running and answering")
     up.add_argument("--guests", type=int, default=DEFAULT_GUESTS, metavar="N", help="how many (default: %(default)s)")
     up.add_argument(
+        "--hypervisors",
+        type=int,
+        metavar="N",
+        help="have so many hypervisors of the lab's own, each with so many guests, rather than use this machine itself",
+    )
+    up.add_argument(
         "--allow-foreign-guests",
         action="store_true",
         help="work beside guests that the lab did not make; they are left alone",
@@ -58,10 +64,14 @@ def _do(asked: argparse.Namespace) -> None:
     import libvirt
 
     from lab import bed, status
+    from lab.progress import say
 
     try:
         if asked.verb == "up":
-            bed.up(asked.guests, allow_foreign_guests=asked.allow_foreign_guests)
+            if asked.hypervisors is None:
+                bed.up(asked.guests, allow_foreign_guests=asked.allow_foreign_guests)
+            else:
+                say(f"inventory: {bed.up_fleet(asked.hypervisors, asked.guests)}")
         elif asked.verb == "drift":
             bed.drift()
         elif asked.verb == "down":

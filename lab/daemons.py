@@ -112,12 +112,10 @@ def restart_libvirtd() -> None:
 def without_kvm() -> list[str | Path]:
     """The start of a command line whose process sees no /dev/kvm, where QEMU may not open it.
 
-    libvirt probes QEMU with the right to open any file, so it finds KVM, then sees that its
-    QEMU user cannot open /dev/kvm, and so throws the result away and probes again: forty times,
-    and a minute, for each guest that it defines. It is spared that by a private view of /dev,
-    and of a qemu.conf without namespaces, since libvirt cannot carry that view over into them.
+    It has a private view of /dev, and of a qemu.conf without namespaces, since libvirt cannot carry that view over
+    into them.
     """
-    if not accelerator.KVM.exists() or accelerator.may_open_kvm():
+    if not accelerator.is_useless():
         return []
     cover, settings = STATE / "no-kvm", STATE / "qemu.conf"
     cover.touch(mode=0o600)

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from lab import emulator, libraries
 from lab.errors import LabError
-from lab.places import private_emulator
 
 if TYPE_CHECKING:
     from lab.guests import Guest
@@ -20,11 +19,11 @@ def replace_emulator(guest: Guest) -> None:
     """Replace the QEMU under a guest that was made with `private_emulator`."""
     if not guest.spec.private_emulator:
         raise LabError(f"{guest.name!r} shares its QEMU with others", "make it with private_emulator=True")
-    emulator.replace(private_emulator(guest.uuid))
+    emulator.replace(guest.place.found(guest.place.private_emulator(guest.uuid)))
 
 
 def replace_library(guest: Guest) -> None:
     """Replace the library under a guest that was made with `private_library`."""
     if not guest.spec.private_library:
         raise LabError(f"{guest.name!r} has no library of its own", "make it with private_library=True")
-    libraries.provide(guest.uuid)
+    libraries.provide(guest.place, guest.uuid)

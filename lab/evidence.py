@@ -8,18 +8,17 @@ from __future__ import annotations
 
 import re
 import shutil
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import libvirt
 
 from lab.errors import LabError
-from lab.places import console_path
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lab.guests import Guest
 
-QEMU_LOGS = Path("/var/log/libvirt/qemu")
 JOURNAL_LINES = "2000"
 JOURNAL_WITHIN_S = 30
 
@@ -33,8 +32,9 @@ def keep(guest: Guest, directory: Path) -> None:
     """Save all that may explain what a guest did into `directory`. What is not there is skipped."""
     directory.mkdir(parents=True, exist_ok=True)
     for source, name in (
-        (console_path(guest.uuid), "console.log"),
-        (QEMU_LOGS / f"{guest.name}.log", "qemu.log"),
+        (guest.console, "console.log"),
+        (guest.place.qemu_logs() / f"{guest.name}.log", "qemu.log"),
+        (guest.place.tpm_log(guest.name), "swtpm.log"),
     ):
         if source.exists():
             shutil.copyfile(source, directory / name)

@@ -5,9 +5,11 @@
 """The lab as pytest fixtures: `pytest_plugins = ["lab.fixtures"]`.
 
 `lab`            the session's test bed; `lab.guest(…)` is the context manager behind all of these
+`fleet`          two hypervisors, each reached by SSH; `lab.guest(…, on=hypervisor)` makes guests on one
 `make_guest`     makes guests that are gone at the end of the test
-`shared_guest`   one running guest for all tests that only look at it
-`pristine_guest` the same guest, put back to how it first came up, for tests that change its inside
+`kept_guest`     one running guest for the whole session, for fixtures that outlive a test
+`shared_guest`   the same guest as it first came up, for tests that change neither it nor its QEMU
+`pristine_guest` likewise, for tests that change it: whoever comes next has it put back
 
 A test that fails leaves what may explain it in build/lab-failures/.
 """
@@ -15,6 +17,7 @@ A test that fails leaves what may explain it in build/lab-failures/.
 from __future__ import annotations
 
 from contextlib import ExitStack
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
@@ -26,6 +29,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
+    from lab.fleets import Fleet
     from lab.guests import Guest
     from lab.session import GuestOptions, Session
 
@@ -65,6 +69,13 @@ def lab(pytestconfig: pytest.Config) -> Iterator[Session]:
         yield opened
 
 
+@pytest.fixture(scope="session")
+def fleet(lab: Session) -> Iterator[Fleet]:
+    """Two hypervisors, both on and on the network: who takes one away brings it back."""
+    with lab.fleet(2) as made:
+        yield made
+
+
 @pytest.fixture
 def make_guest(lab: Session) -> Iterator[MakeGuest]:
     """Make a guest as `lab.guest` does; it is destroyed at the end of the test."""
@@ -78,20 +89,46 @@ def make_guest(lab: Session) -> Iterator[MakeGuest]:
         yield make
 
 
+@dataclass
+class Kept:
+    """A guest that is put back to how it first came up only when somebody needs that, since it takes seconds."""
+
+    guest: Guest
+    changed: bool = False
+
+    def as_new(self) -> Guest:
+        """As it first came up, for somebody who does not change it."""
+        if self.changed:
+            self.guest.reset()
+            self.changed = False
+        return self.guest
+
+    def to_change(self) -> Guest:
+        """As it first came up, for somebody who changes it."""
+        guest = self.as_new()
+        self.changed = True
+        return guest
+
+
 @pytest.fixture(scope="session")
-def shared_guest(lab: Session) -> Iterator[Guest]:
-    """A running guest for tests that change neither it nor its QEMU."""
+def kept_guest(lab: Session) -> Iterator[Kept]:
+    """A running guest for the whole session, which is offered no newer agent."""
     with lab.guest() as guest:
+        guest.offer_newer_agent(offered=False)
         guest.take_pristine()
-        yield guest
+        yield Kept(guest)
 
 
 @pytest.fixture
-def pristine_guest(shared_guest: Guest) -> Iterator[Guest]:
-    """The shared guest, for a test that changes it: as it first came up, before and after."""
-    shared_guest.reset()
-    yield shared_guest
-    shared_guest.reset()
+def shared_guest(kept_guest: Kept) -> Guest:
+    """The kept guest as it first came up, for a test that changes neither it nor its QEMU."""
+    return kept_guest.as_new()
+
+
+@pytest.fixture
+def pristine_guest(kept_guest: Kept) -> Guest:
+    """The kept guest as it first came up, for a test that changes it."""
+    return kept_guest.to_change()
 
 
 @pytest.hookimpl(wrapper=True)

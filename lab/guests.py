@@ -9,25 +9,28 @@ from __future__ import annotations
 import time
 import uuid as uuids
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import libvirt
 
-from lab import files, inside
+from lab import files, inside, ssh
 from lab.clock import wait_until
 from lab.domain_xml import parse_spec, render
 from lab.errors import AgentFailed, GuestNotReady, LabError
-from lab.places import console_path
+from lab.packages import NEWER_AGENT, NEWER_AGENT_IS_AT
+from lab.places import HERE
 from lab.process import running_with
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from pathlib import Path
 
     from lab.domain_xml import GuestSpec, Machine
     from lab.image import Image
     from lab.inside import Outcome
     from lab.libvirt_session import Connection
+    from lab.places import Place
     from lab.process import Process
 
 EVERYTHING_OF_IT = (
@@ -58,6 +61,41 @@ class Guest:
         """The domain's name."""
         return self.spec.name
 
+    @property
+    def place(self) -> Place:
+        """Where its hypervisor has its files."""
+        return self.connection.place
+
+    @property
+    def console(self) -> Path:
+        """What it said on its serial console."""
+        return self.place.console_path(self.uuid)
+
+    @property
+    def disk(self) -> Path:
+        """Its disk, where this machine finds it."""
+        own = self.place.found(self.place.own_disk_path(self.uuid))
+        return own if self.spec.own_disk else self.place.disk_path(self.uuid)
+
+    @property
+    def nvram(self) -> Path:
+        """The variables of its UEFI firmware, if it has that."""
+        return self.place.nvram(self.uuid)
+
+    @property
+    def ssh_key(self) -> Path:
+        """The private key that opens it, if it has SSH."""
+        return self.place.ssh_key(self.uuid)
+
+    @property
+    def run_record(self) -> Path:
+        """What the collection has noted of its runs on it."""
+        return self.place.run_record(self.uuid)
+
+    def seen_by(self, connection: Connection) -> Guest:
+        """The same guest on another hypervisor, which it was migrated to."""
+        return replace(self, connection=connection)
+
     def state(self) -> int:
         """libvirt's number for what it does now: VIR_DOMAIN_RUNNING, VIR_DOMAIN_SHUTOFF, …"""
         return int(self.domain.state()[0])
@@ -87,7 +125,7 @@ class Guest:
     def _not_ready(self, what: str, deadline_s: float) -> GuestNotReady:
         return GuestNotReady(
             f"guest {self.name!r}: {what} after {deadline_s:.0f} s (domain state {self.state()})",
-            f"read {console_path(self.uuid)}",
+            f"read {self.console}",
         )
 
     def run(self, *argv: str, stdin: bytes = b"", deadline_s: float = 60) -> Outcome:
@@ -121,6 +159,16 @@ class Guest:
     def write_file(self, path: str, content: bytes) -> None:
         """Put a file inside."""
         inside.write_file(self.domain, path, content)
+
+    def admit_by_ssh(self, deadline_s: float = READY_WITHIN_S) -> None:
+        """Let its root log in by the key that was made for it, and wait for its sshd. Raises GuestNotReady."""
+        done = self.run("/bin/sh", "-c", ssh.ADMIT, stdin=ssh.public_key(self.ssh_key))
+        if done.returncode != 0 or not wait_until(lambda: ssh.greets(self.spec.ssh_port), deadline_s):
+            raise self._not_ready(f"its sshd does not answer {done.stderr}", deadline_s)
+
+    def offer_newer_agent(self, *, offered: bool = True) -> None:
+        """Have apt find a newer version of the agent, as it does from the start, or none."""
+        self.write_file(NEWER_AGENT, NEWER_AGENT_IS_AT.encode() if offered else b"")
 
     def block_agent_commands(self, *commands: str) -> None:
         """Have its agent refuse these commands from now on, as a hardened guest's does."""
@@ -179,7 +227,8 @@ class Guest:
         """Remove it and all that was made for it; what is gone already is fine."""
         with _accepting(libvirt.VIR_ERR_NO_DOMAIN, libvirt.VIR_ERR_OPERATION_INVALID):
             self.domain.destroy()
-        files.remove(self.uuid)
+        files.remove(self.place, self.uuid)
+        files.remove_logs(self.place, self.name)  # as long as nobody else can have the name
         with _accepting(libvirt.VIR_ERR_NO_DOMAIN):
             self.domain.undefineFlags(EVERYTHING_OF_IT)
 
@@ -200,8 +249,9 @@ def lab_guests(connection: Connection) -> list[Guest]:
 
 
 def foreign_names(connection: Connection) -> list[str]:
-    """The names of the domains that the lab did not make."""
-    return sorted(domain.name() for domain, spec in _domains(connection) if spec is None)
+    """The names of the domains that the lab did not make. What tries QEMU for a second is none of them."""
+    names = [domain.name() for domain, spec in _domains(connection) if spec is None]
+    return sorted(name for name in names if not name.startswith("kvm-fleet-trial-"))
 
 
 def _domains(connection: Connection) -> Iterator[tuple[libvirt.virDomain, GuestSpec | None]]:
@@ -213,11 +263,15 @@ def _domains(connection: Connection) -> Iterator[tuple[libvirt.virDomain, GuestS
 
 def define(connection: Connection, spec: GuestSpec, image: Image, machine: Machine) -> Guest:
     """Make a guest, not started. The caller holds the lab's lock: until it has a domain, its files look left over."""
+    if spec.ssh_port and connection.place is not HERE:
+        raise LabError(f"{spec.name!r} would have its SSH at a loopback that is not ours", "make it on this machine")
+    if spec.own_disk and connection.place is HERE:
+        raise LabError(f"{spec.name!r} would have its disk where ours are not", "make it on a hypervisor of a fleet")
     uuid = str(uuids.uuid4())
     try:
-        files.provide(spec, uuid, image)
-        connection.live().defineXML(render(spec, uuid, image, machine))
+        files.provide(connection.place, spec, uuid, image)
+        connection.live().defineXML(render(spec, uuid, image, machine, connection.place))
         return Guest(spec, uuid, connection)
     except BaseException:
-        files.remove(uuid)
+        files.remove(connection.place, uuid)
         raise

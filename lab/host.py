@@ -24,12 +24,17 @@ LAB_PACKAGES = (
     "dpkg-dev",
     "e2fsprogs",
     "guestfish",
+    "iproute2",
     "libvirt-clients",
     "libvirt-daemon-system",
     "mmdebstrap",
+    "openssh-client",
+    "ovmf",
     "qemu-system-x86",
     "qemu-utils",
     "rpm",
+    "swtpm",
+    "swtpm-tools",
 )
 
 BOOT = Path("/boot")

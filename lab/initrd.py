@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
     from pathlib import Path
 
-# What the kernel needs in order to see its disk, where it is not built in.
-WANTED = ("virtio_pci", "virtio_blk")
+# What a guest needs, where it is not built in: its disk, the agent's port, the button by which it is shut down. udev
+# would load these too, for the price of asking every device of the machine.
+WANTED = ("virtio_pci", "virtio_blk", "virtio_console", "virtio_rng", "button", "evdev")
 
 # On the kernel's command line; the kernel hands it on to init as a variable.
 PACKAGE_MANAGER = "lab_package_manager"

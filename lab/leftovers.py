@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 
 from lab import files
 from lab.guests import lab_guests
-from lab.places import EMULATOR, GUESTS, PRIVATE_EMULATOR
 from lab.process import executable, option_of, running_with
 from lab.progress import say
 
@@ -28,13 +27,14 @@ def remove(connection: Connection) -> None:
             say(f"removing {guest.name}: its test session has died")
             guest.destroy()
     for uuid in files_without_domain(connection):
-        files.remove(uuid)
+        files.remove(connection.place, uuid)
 
 
 def files_without_domain(connection: Connection) -> list[str]:
     """UUIDs that name files and no domain."""
-    directories = [entry.name for entry in GUESTS.iterdir()] if GUESTS.exists() else []
-    copies = [copy.name.removeprefix(PRIVATE_EMULATOR) for copy in EMULATOR.parent.glob(f"{PRIVATE_EMULATOR}*")]
+    guests, emulator = connection.place.guests, connection.place.emulator
+    directories = [entry.name for entry in guests.iterdir()] if guests.exists() else []
+    copies = [copy.name.removeprefix(f"{emulator.name}-") for copy in emulator.parent.glob(f"{emulator.name}-*")]
     return sorted({*directories, *copies} - _known_uuids(connection))
 
 
@@ -42,7 +42,8 @@ def processes_without_domain(connection: Connection) -> list[int]:
     """QEMU processes of guests that are no domain (any more)."""
     running = {process.pid: option_of(process.pid, "-uuid") for process in running_with("-uuid")}
     known = _known_uuids(connection)
-    return [pid for pid, uuid in running.items() if uuid not in known and executable(pid).startswith(str(EMULATOR))]
+    ours = str(connection.place.emulator)
+    return [pid for pid, uuid in running.items() if uuid not in known and executable(pid).startswith(ours)]
 
 
 def _known_uuids(connection: Connection) -> set[str]:

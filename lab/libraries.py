@@ -8,10 +8,14 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lab.errors import Unsupported
-from lab.places import INSTALLED_EMULATOR, library_directory
+from lab.places import INSTALLED_EMULATOR
 from lab.run import run
+
+if TYPE_CHECKING:
+    from lab.places import Place
 
 # Small, linked by QEMU, and used by nothing that a guest here does.
 LIBRARY = "libslirp.so.0"
@@ -26,7 +30,7 @@ def parse_ldd(text: str, name: str) -> Path | None:
     return None
 
 
-def provide(uuid: str) -> None:
+def provide(place: Place, uuid: str) -> None:
     """Give a guest its copy, or replace the one it has as dpkg does: it drifts if it runs."""
     original = parse_ldd(run(["ldd", INSTALLED_EMULATOR]), LIBRARY)
     if original is None:
@@ -34,7 +38,7 @@ def provide(uuid: str) -> None:
             f"{INSTALLED_EMULATOR} does not use {LIBRARY}",
             "name a library that it does use, in lab/libraries.py",
         )
-    directory = library_directory(uuid)
+    directory = place.library_directory(uuid)
     directory.mkdir(mode=0o755, exist_ok=True)
     new = directory / f"{LIBRARY}.dpkg-new"
     shutil.copyfile(original, new)

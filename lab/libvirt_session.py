@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The lab's way to the system's libvirt."""
+"""The lab's way to the libvirt of this machine, or of a hypervisor of its own."""
 
 from __future__ import annotations
 
@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING
 import libvirt
 
 from lab.errors import LabError
+from lab.places import HERE
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-URI = "qemu:///system"
+    from lab.places import Place
 
 
 def _say_nothing(_context: None, _error: object) -> None:
@@ -27,10 +28,11 @@ libvirt.registerErrorHandler(_say_nothing, None)
 
 
 class Connection:
-    """A connection to the system's QEMU driver that outlives a restart of libvirt."""
+    """A connection to the QEMU driver of a place that outlives a restart of libvirt."""
 
-    def __init__(self) -> None:
-        self._opened = _open()
+    def __init__(self, place: Place) -> None:
+        self.place = place
+        self._opened = _open(place)
 
     def live(self) -> libvirt.virConnect:
         """The connection itself, opened anew if it has broken. Raises LabError when nobody answers."""
@@ -38,7 +40,7 @@ class Connection:
             self._opened.getLibVersion()
         except libvirt.libvirtError:
             self.close()
-            self._opened = _open()
+            self._opened = _open(self.place)
         return self._opened
 
     def close(self) -> None:
@@ -47,27 +49,27 @@ class Connection:
             self._opened.close()
 
 
-def _open() -> libvirt.virConnect:
+def _open(place: Place) -> libvirt.virConnect:
     try:
-        return libvirt.open(URI)
+        return libvirt.open(place.uri)
     except libvirt.libvirtError as error:
-        raise LabError(f"no libvirt answers at {URI}: {error}", "start it: python -m lab up") from error
+        raise LabError(f"no libvirt answers at {place.uri}: {error}", "start it: python -m lab up") from error
 
 
 @contextmanager
-def connected() -> Iterator[Connection]:
+def connected(place: Place = HERE) -> Iterator[Connection]:
     """A connection for as long as the context lasts. Raises LabError when nobody answers."""
-    connection = Connection()
+    connection = Connection(place)
     try:
         yield connection
     finally:
         connection.close()
 
 
-def answering() -> bool:
-    """Whether the system's libvirt answers."""
+def answering(place: Place = HERE) -> bool:
+    """Whether the libvirt of a place answers."""
     try:
-        with connected():
+        with connected(place):
             return True
     except LabError:
         return False

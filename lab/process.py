@@ -8,12 +8,19 @@ from __future__ import annotations
 
 import os
 import signal
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lab.clock import wait_until
+from lab.errors import LabError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 PROC = Path("/proc")
+KILLED_WITHIN_S = 30
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,13 @@ class Process:
             os.kill(self.pid, number)
             if wait_until(lambda: not self.alive(), deadline_s, every_s=0.05):
                 return
+
+    def kill(self) -> None:
+        """End it at once, unasked. A namespace's first process takes all others of the namespace with it."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGKILL)
+        if not wait_until(lambda: not self.alive(), KILLED_WITHIN_S, every_s=0.02):
+            raise LabError(f"process {self.pid} was killed and is still there", "see what it waits for: ps -l")
 
 
 def parse_stat(text: str) -> tuple[str, int]:
@@ -85,6 +99,22 @@ def option_of(pid: int, option: str) -> str:
     """The word after `option` on a command line; empty if there is none."""
     words = command_line(pid)
     return words[words.index(option) + 1] if option in words[:-1] else ""
+
+
+def users_of(path: Path) -> list[Process]:
+    """Every other process that has a file open."""
+    name = str(path.resolve())
+    pids = [int(entry.name) for entry in PROC.iterdir() if entry.name.isdigit()]
+    found = [observe(pid) for pid in pids if pid != os.getpid() and name in _open_files(pid)]
+    return [process for process in found if process is not None]
+
+
+def _open_files(pid: int) -> Iterator[str]:
+    # It may have gone, or be none that even root may look into.
+    with suppress(FileNotFoundError, ProcessLookupError, PermissionError):
+        for link in (PROC / str(pid) / "fd").iterdir():
+            with suppress(FileNotFoundError):  # closed meanwhile
+                yield os.readlink(link)
 
 
 def running_with(*words: str) -> list[Process]:

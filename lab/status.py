@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import libvirt
 
+from lab.bed import places
 from lab.guests import lab_guests
 from lab.libvirt_session import connected
 from lab.table import table
@@ -29,6 +30,7 @@ STATES = {
 class Row(NamedTuple):
     """What there is to say of one guest."""
 
+    hypervisor: str
     name: str
     state: str
     qemu: str
@@ -36,19 +38,22 @@ class Row(NamedTuple):
     agent: str
 
 
-HEADER = Row("GUEST", "STATE", "QEMU PID", "DRIFTED", "AGENT")
+HEADER = Row("HYPERVISOR", "GUEST", "STATE", "QEMU PID", "DRIFTED", "AGENT")
 
 
 def report() -> str:
     """How each of the lab's guests is, as a table."""
-    with connected() as connection:
-        return table([HEADER, *(_row(guest) for guest in lab_guests(connection))])
+    rows = [HEADER]
+    for where, place in places().items():
+        with connected(place) as connection:
+            rows += [_row(where, guest) for guest in lab_guests(connection)]
+    return table(rows)
 
 
-def _row(guest: Guest) -> Row:
+def _row(where: str, guest: Guest) -> Row:
     state = STATES.get(guest.state(), "unknown")
     process = guest.process()
     if process is None:
-        return Row(guest.name, state, "-", "-", "-")
+        return Row(where, guest.name, state, "-", "-", "-")
     drifted = "yes" if process.has_lost_its_executable() else "no"
-    return Row(guest.name, state, str(process.pid), drifted, "answers" if guest.answers() else "silent")
+    return Row(where, guest.name, state, str(process.pid), drifted, "answers" if guest.answers() else "silent")

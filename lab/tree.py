@@ -27,6 +27,8 @@ INCLUDED = (
     "dbus",
     "dnf",
     "init",
+    "openssh-server",
+    "python3-apt",
     "python3-dateutil",
     "qemu-guest-agent",
     "rpm",
@@ -55,19 +57,38 @@ MASKED_UNITS = (
     "proc-sys-fs-binfmt_misc.automount",
     "sys-kernel-debug.mount",
     "sys-kernel-tracing.mount",
+    "sys-kernel-config.mount",
+    "systemd-journal-flush.service",
     "systemd-modules-load.service",
     "systemd-networkd.service",
     "systemd-pstore.service",
+    "systemd-random-seed.service",
+    "systemd-sysctl.service",
+    "systemd-sysusers.service",
     "systemd-timesyncd.service",
     "systemd-update-utmp.service",
     "systemd-update-utmp-runlevel.service",
+    "systemd-user-sessions.service",
 )
+
+# What looks at each boot for things that no guest of the lab has.
+GENERATORS = "usr/lib/systemd/system-generators"
+WANTED_GENERATORS = ("systemd-debug-generator", "systemd-getty-generator", "systemd-sysv-generator")
 
 # Whoever can open the console of a lab guest is root on its host: no password to guard.
 AUTOLOGIN = """\
 [Service]
 ExecStart=
 ExecStart=-/sbin/agetty --autologin root --noclear --keep-baud 115200 %I $TERM
+"""
+
+# The initrd has loaded all drivers, so only what a unit waits for has to be known to udev.
+COLDPLUG = """\
+[Service]
+ExecStart=
+ExecStart=/bin/udevadm trigger --action=add --subsystem-match=block --subsystem-match=input
+ExecStart=/bin/udevadm trigger --action=add --subsystem-match=virtio-ports
+ExecStart=/bin/udevadm trigger --action=add --subsystem-match=tty --sysname-match=ttyS0
 """
 
 # What udev would load for devices that a guest of the lab has no use for.
@@ -89,7 +110,22 @@ VERSION_ID="15.6"
 PRETTY_NAME="openSUSE Leap 15.6"
 """
 
+# For a guest that is reached by SSH: the kernel's command line asks for it.
+SSH_UNIT = "lab-ssh.service"
+SSH_SERVICE = """\
+[Unit]
+Description=The lab's way in from its host
+
+[Service]
+RuntimeDirectory=sshd
+ExecStartPre=/sbin/modprobe virtio_net
+ExecStartPre=/bin/busybox ip address add 10.0.2.15/24 dev eth0
+ExecStartPre=/bin/busybox ip link set eth0 up
+ExecStart=/usr/sbin/sshd -D
+"""
+
 FILES = {
+    f"etc/systemd/system/{SSH_UNIT}": SSH_SERVICE,
     "etc/default/locale": "LANG=C.UTF-8\n",
     "etc/hostname": "lab\n",
     "etc/hosts": "127.0.0.1 localhost lab\n::1 localhost\n",
@@ -99,9 +135,11 @@ FILES = {
     f"{OS_RELEASE.lstrip('/')}.dnf": FEDORA,
     f"{OS_RELEASE.lstrip('/')}.zypper": OPENSUSE,
     "etc/systemd/system/serial-getty@ttyS0.service.d/autologin.conf": AUTOLOGIN,
+    "etc/systemd/system/systemd-udev-trigger.service.d/lab.conf": COLDPLUG,
     "etc/apt/sources.list.d/lab.list": (
         "deb [trusted=yes] file:/srv/lab/main ./\ndeb [trusted=yes] file:/srv/lab/security ./\n"
     ),
+    packages.NEWER_AGENT.lstrip("/"): packages.NEWER_AGENT_IS_AT,
 }
 
 LEFT_BY_MMDEBSTRAP = (
@@ -145,16 +183,17 @@ def bootstrap(tree: Path, downloads: Path, archive: Archive, *, inherit: Sequenc
 
 
 def publish_repositories(tree: Path, agent: Path, scratch: Path, distribution: Distribution) -> None:
-    """Put the two repositories with the newer packages into the tree."""
-    main, security = (tree / "srv/lab" / name for name in ("main", "security"))
-    for directory in (main, security):
+    """Put the repositories with the newer packages into the tree."""
+    main, security, agents = (tree / "srv/lab" / name for name in ("main", "security", "agent"))
+    for directory in (main, security, agents):
         directory.mkdir(parents=True)
     for deb in packages.MAIN:
         packages.build(deb, main, scratch)
     for deb in packages.SECURITY:
         packages.build(deb, security, scratch)
-    packages.repack(agent, main, scratch)
-    packages.index(main, packages.release_fields(distribution, security=False))
+    packages.repack(agent, agents, scratch)
+    for directory in (main, agents):
+        packages.index(directory, packages.release_fields(distribution, security=False))
     packages.index(security, packages.release_fields(distribution, security=True))
 
 
@@ -211,6 +250,12 @@ def settle(tree: Path) -> None:
         (tree / leftover).unlink(missing_ok=True)
     _write(tree, FILES)
     run(["systemctl", f"--root={tree}", "mask", *MASKED_UNITS])
+    masked = tree / "etc/systemd/system-generators"
+    masked.mkdir()
+    for generator in (tree / GENERATORS).iterdir():
+        if generator.name not in WANTED_GENERATORS:
+            (masked / generator.name).symlink_to("/dev/null")
+    run(["systemctl", f"--root={tree}", "disable", "ssh.service", "ssh.socket"])
     run(["chroot", tree, "passwd", "--delete", "root"])
 
 
