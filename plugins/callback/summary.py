@@ -7,12 +7,11 @@ from __future__ import annotations
 DOCUMENTATION = r"""
 name: summary
 type: aggregate
-short_description: Tell how far a run is, and at its end what it did to each guest
+short_description: Summarize at its end what a run did to each guest
 version_added: 0.1.0
 author:
   - Contributors to kvm.fleet (@kvm-fleet)
 description:
-  - Prints a line for each guest whose upgrade goes on, as often as M(kvm.fleet.guest_upgrade) is repeated to follow it.
   - Prints at the end one paragraph for each guest that a run of this collection was about, those that it never reached
     included, and the totals.
   - The collection's own playbooks bring it along. Enable it for playbooks of your own that use the role
@@ -26,8 +25,8 @@ from typing import Any
 from ansible.plugins.callback import CallbackBase
 
 from ansible_collections.kvm.fleet.plugins.plugin_utils._summary import (
-    complete,
-    progress_text,
+    records_of,
+    render_plan,
     render_status,
     render_summary,
 )
@@ -51,11 +50,6 @@ class CallbackModule(CallbackBase):
         CallbackModule._speaker = CallbackModule._speaker or self
         return CallbackModule._speaker is self
 
-    def v2_runner_retry(self, result: Any) -> None:
-        found = result._result
-        if isinstance(found.get("progress"), dict) and self._speaks():
-            self._print([progress_text(result._host.get_name(), found["progress"])])
-
     def v2_playbook_on_stats(self, stats: Any) -> None:
         fleet = stats.custom.get("_run", {}).get("kvm_fleet")
         if not fleet or not self._speaks():
@@ -63,12 +57,10 @@ class CallbackModule(CallbackBase):
         failed_looks = fleet.get("failed_looks", [])
         if "status" in fleet:
             self._print(render_status(fleet["status"], failed_looks))
-        if "targets" in fleet or "guests" in fleet:
-            # A playbook of the user's own notes none with the role alone, and the last ones only of several selections.
-            left_out = fleet.get("left_out", [])
-            targets = list(dict.fromkeys([*fleet.get("targets", []), *fleet.get("guests", {})]))
-            targets = [target for target in targets if target not in left_out]
-            records = complete(targets, fleet.get("guests", {}), {*stats.dark, *stats.failures})
+        if "plan" in fleet:
+            self._print(render_plan(fleet["plan"], list(fleet.get("guests", {}).values()), failed_looks))
+        elif "targets" in fleet or "guests" in fleet:
+            records = records_of(fleet, {*stats.dark, *stats.failures})
             self._print(render_summary(fleet.get("job", "upgrade"), records, failed_looks))
 
     def _print(self, lines: list[str]) -> None:

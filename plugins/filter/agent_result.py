@@ -36,8 +36,8 @@ options:
     default: false
   failure:
     description:
-      - The name of the task that failed, as C(task), and its C(result). Under C(start), what came of the guest's start
-        after it, if it had been shut down.
+      - The name of the task that failed, as C(task), its C(result), and whether that is C(hidden), as by C(no_log).
+        Under C(start), what came of the guest's start after it, if it had been shut down.
     type: dict
 """
 

@@ -37,7 +37,8 @@ options:
     type: bool
     default: false
   failure:
-    description: The name of the task that failed, as C(task), and its C(result).
+    description:
+      - The name of the task that failed, as C(task), its C(result), and whether that is C(hidden), as by C(no_log).
     type: dict
 """
 

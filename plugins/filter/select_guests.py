@@ -116,7 +116,7 @@ _value:
       description: >-
         Why nobody may work on it, as P(kvm.fleet.failed_looks#filter) tells it, else V(null). Either its hypervisor
         could not be looked at, or its domain is off while the guest with the same UUID runs elsewhere
-        (C(runs_elsewhere)).
+        (C(runs_elsewhere)), or what its metadata says of it as one of a fleet cannot be read (C(hints_malformed)).
       type: dict
 """
 
@@ -134,6 +134,7 @@ from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import (
     failed_looks,
     known_guests,
     select_guests,
+    unclear,
 )
 
 
@@ -157,7 +158,10 @@ def select(
     except SelectionError as error:
         raise AnsibleFilterError(str(error)) from error
     stale = elsewhere(everyone, inventory)
-    return [entry(guest, failures.get(guest.place) or stale.get((guest.place, guest.domain))) for guest in selected]
+    return [
+        entry(guest, failures.get(guest.place) or stale.get((guest.place, guest.domain)) or unclear(guest))
+        for guest in selected
+    ]
 
 
 def entry(guest: Guest, refusal: Mapping[str, Any] | None) -> dict[str, Any]:

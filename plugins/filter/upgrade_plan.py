@@ -37,6 +37,13 @@ options:
       - What an earlier run has begun, as M(kvm.fleet.guest_lease) returned it, if any. The guest's domain is then that
         before the earlier run.
     type: dict
+  strategy:
+    description:
+      - How to restart it, see M(kvm.fleet.domain_power). V(save_restore) and V(migrate) restart a guest for its
+        outdated QEMU alone. V(auto) power-cycles one that has to be restarted for anything else.
+    type: str
+    choices: [power_cycle, save_restore, migrate, auto]
+    default: power_cycle
 """
 
 EXAMPLES = r"""
@@ -63,6 +70,9 @@ _value:
       description: Why to restart it.
       type: list
       elements: str
+    strategy:
+      description: How to restart it. V(auto) only where the gentlest that is open will do.
+      type: str
 """
 
 import dataclasses
@@ -71,7 +81,11 @@ from typing import Any
 
 from ansible.errors import AnsibleFilterError
 
-from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import RESTART_POLICIES, make_plan
+from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import (
+    RESTART_POLICIES,
+    STRATEGIES,
+    make_plan,
+)
 
 
 def plan(
@@ -80,10 +94,14 @@ def plan(
     snapshot: bool = True,
     restart: str = "needed",
     resumed: Mapping[str, Any] | None = None,
+    *,
+    strategy: str = "power_cycle",
 ) -> dict[str, Any]:
-    if restart not in RESTART_POLICIES:
-        raise AnsibleFilterError(f"restart is {restart!r}; it can be {', '.join(RESTART_POLICIES)}")
-    return dataclasses.asdict(make_plan(before, predicted or {}, snapshot=snapshot, restart=restart, resumed=resumed))
+    for option, given, choices in (("restart", restart, RESTART_POLICIES), ("strategy", strategy, STRATEGIES)):
+        if given not in choices:
+            raise AnsibleFilterError(f"{option} is {given!r}; it can be {', '.join(choices)}")
+    made = make_plan(before, predicted or {}, snapshot=snapshot, restart=restart, resumed=resumed, strategy=strategy)
+    return dataclasses.asdict(made)
 
 
 class FilterModule:

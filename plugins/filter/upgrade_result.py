@@ -19,7 +19,9 @@ options:
       - Results of tasks. C(before) and C(after) from M(kvm.fleet.domain_info), C(predicted) and C(upgrade) from
         M(kvm.fleet.guest_upgrade), C(snapshot) from M(kvm.fleet.domain_snapshot), C(power) from
         M(kvm.fleet.domain_power), C(plan) from P(kvm.fleet.upgrade_plan#filter), C(lease) from
-        M(kvm.fleet.guest_lease).
+        M(kvm.fleet.guest_lease), C(rollback) from M(kvm.fleet.domain_rollback).
+      - C(destinations) are the hypervisors that the guest could be migrated to, from
+        P(kvm.fleet.migration_uris#filter).
       - C(intervening) tells whether anything may have been changed, C(snapshot_kept) whether the snapshot still exists.
     type: dict
     required: true
@@ -36,7 +38,8 @@ options:
     type: bool
     default: false
   failure:
-    description: The name of the task that failed, as C(task), and its C(result).
+    description:
+      - The name of the task that failed, as C(task), its C(result), and whether that is C(hidden), as by C(no_log).
     type: dict
 """
 
@@ -60,7 +63,7 @@ _value:
       description: The guest's name in the inventory.
       type: str
     hypervisor:
-      description: Its hypervisor's name in the inventory.
+      description: The name in the inventory of the hypervisor that it is on.
       type: str
     uri:
       description: The local libvirt connection there.
@@ -69,7 +72,7 @@ _value:
       description: The domain's name there.
       type: str
     outcome:
-      description: V(unchanged), V(upgraded), V(restarted), V(refused) or V(failed).
+      description: V(unchanged), V(upgraded), V(restarted), V(refused), V(failed), V(rolled_back) or V(rollback_failed).
       type: str
     check_mode:
       description: Whether the record is a prediction.
@@ -87,12 +90,28 @@ _value:
       type: list
       elements: str
     restarted:
-      description: Whether the guest was restarted, and that was proved.
+      description: Whether the guest was restarted, be it for its snapshot alone, and that was proved.
       type: bool
     restart_reasons:
       description: Why it was restarted.
       type: list
       elements: str
+    strategy:
+      description: How it was restarted, V(power_cycle), V(save_restore) or V(migrate). V(null) if it was not.
+      type: str
+    closed:
+      description: The gentler strategies that were not open, and why, where the gentlest was wanted.
+      type: dict
+    pause:
+      description: >-
+        For how many seconds it was away, as M(kvm.fleet.domain_power) returns it. V(null) if it was not restarted,
+        or for its snapshot alone.
+      type: dict
+    migration:
+      description: >-
+        The hypervisor that it was migrated to, as C(destination), whether it C(came_back), and the images that it has
+        C(left_behind) since they were copied. V(null) if it was not migrated.
+      type: dict
     forced_off:
       description: Whether it was ended by force.
       type: bool
@@ -105,6 +124,18 @@ _value:
     snapshot:
       description: The snapshot that was made and still exists, else V(null).
       type: str
+    lost:
+      description: What a rollback has undone, as M(kvm.fleet.domain_rollback) tells it. V(null) if there was none.
+      type: dict
+    failed_units:
+      description: The units that have failed after that rollback. V(null) if the guest was not asked.
+      type: list
+      elements: str
+    clock_set:
+      description: >-
+        Whether the guest's clock could be set after that rollback. V(null) where there was no need. Where it is
+        V(false), the guest goes on from the time at which the snapshot was made.
+      type: bool
     resumed:
       description: The C(run) that was gone on with, and where it was C(cut_off). V(null) if none.
       type: dict

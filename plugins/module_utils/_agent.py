@@ -25,6 +25,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     CommandResultLost,
     CommandTimeout,
     FleetError,
+    GuestFrozen,
     GuestUnsupported,
     InvalidRequest,
 )
@@ -34,6 +35,9 @@ T = TypeVar("T")
 REPLY_TIMEOUT = 15
 """Seconds that one answer may take. Every request used here is answered at once by an agent that is alive."""
 
+
+THAW_TIMEOUT = 60
+"""That to a thaw, which may have scripts in the guest to run."""
 
 FILE_CHUNK = 512 * 1024
 """Bytes of a file in one message. libvirt's RPC carries no string above 4 MiB, and these are in base64."""
@@ -139,11 +143,31 @@ class GuestAgent:
         return AgentInfo(version=_text(answer, "version", "guest-info"), commands=allowed)
 
     def require(self, *commands: str) -> None:
-        """Raise AgentCommandBlocked unless the agent allows each of ``commands``."""
+        """Raise AgentCommandBlocked unless the agent allows each of ``commands``; GuestFrozen while it is frozen."""
         allowed = self.info().commands
         blocked = [command for command in commands if not allowed.get(command, False)]
         if blocked:
-            raise command_blocked(blocked)
+            raise self.why_blocked(allowed, blocked)
+
+    def why_blocked(self, allowed: Mapping[str, bool], blocked: Sequence[str]) -> FleetError:
+        """What is in the way of commands that are not allowed: the agent's filter, or file systems that are frozen.
+
+        While these are, the agent allows nothing but to thaw them.
+        """
+        if allowed.get("guest-fsfreeze-status") and not allowed.get("guest-file-open") and self.is_frozen():
+            return frozen()
+        return command_blocked(blocked)
+
+    def is_frozen(self) -> bool:
+        """Whether the guest's file systems are frozen."""
+        answer = self._call("guest-fsfreeze-status")
+        if answer not in ("frozen", "thawed"):
+            raise _protocol_error("guest-fsfreeze-status", answer)
+        return answer == "frozen"
+
+    def thaw(self) -> None:
+        """Thaw the guest's file systems."""
+        self._call("guest-fsfreeze-thaw", timeout=THAW_TIMEOUT)
 
     def start(self, argv: Sequence[str], stdin: bytes | None = None) -> int:
         """Start a process and return its pid in the guest. Raises AgentCommandBlocked where guest-exec is forbidden."""
@@ -233,6 +257,19 @@ class GuestAgent:
         if not isinstance(answer, list):
             raise _protocol_error("guest-get-fsinfo", answer)
         return [_file_system(_mapping(entry, "guest-get-fsinfo")) for entry in answer]
+
+    def time(self) -> float:
+        """What the guest's clock says, in seconds since the epoch. Raises AgentCommandBlocked."""
+        answer = _mapping({"time": self._permitted("guest-get-time")}, "guest-get-time")
+        return _number(answer, "time", "guest-get-time") / 1e9
+
+    def set_time(self, seconds: float) -> None:
+        """Set the guest's clock, in seconds since the epoch. Raises AgentCommandBlocked."""
+        try:
+            self._call("guest-set-time", {"time": int(seconds * 1e9)})
+        except AgentCommandFailed:
+            self.require("guest-set-time")
+            raise
 
     def read_file(self, path: str, most: int) -> bytes | None:
         """All of a file, or None where there is none. One of more than ``most`` bytes is refused by GuestUnsupported.
@@ -328,6 +365,14 @@ class GuestAgent:
         if not isinstance(answer, dict) or "return" not in answer:
             raise _protocol_error(command, answer)
         return answer["return"]
+
+
+def frozen() -> GuestFrozen:
+    """What is told of a guest whose file systems are frozen."""
+    return GuestFrozen(
+        "the guest's file systems are frozen, so its agent does nothing but thaw them",
+        remedy="A backup may be at work on it: run again when it has ended. 'virsh domfsthaw' thaws it if nothing is.",
+    )
 
 
 def command_blocked(commands: Sequence[str]) -> AgentCommandBlocked:

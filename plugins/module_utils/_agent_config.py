@@ -38,6 +38,10 @@ from ansible_collections.kvm.fleet.plugins.module_utils._traced import (
 )
 
 UNIT = "qemu-guest-agent.service"
+TEMPLATE = "qemu-ga@.service"
+"""What SUSE has instead up to SLE 15 SP3 and Leap 15.3."""
+INSTANCE = r"qemu-ga@virtio\x2dports-org.qemu.guest_agent.0.service"
+"""The one of them that udev starts for the port by which libvirt knows the agent."""
 UNIT_DIRECTORIES = (
     "/etc/systemd/system",
     "/run/systemd/system",
@@ -45,7 +49,6 @@ UNIT_DIRECTORIES = (
     "/usr/lib/systemd/system",
     "/lib/systemd/system",
 )
-DROP_INS = (f"{UNIT}.d", "qemu-guest-.service.d", "qemu-.service.d", "service.d")
 USUAL_DROP_IN = "override.conf"
 """What ``systemctl edit`` makes. It is looked for where a directory cannot be listed."""
 INIT_SCRIPT = "/etc/init.d/qemu-guest-agent"
@@ -58,10 +61,23 @@ CONFIG_FILE = "/etc/qemu/qemu-ga.conf"
 CONFIG_FILE_OF_RHEL = "/etc/qemu-kvm/qemu-ga.conf"
 
 UNIT_PATHS = tuple(f"{directory}/{UNIT}" for directory in UNIT_DIRECTORIES)
-TEMPLATE_PATHS = tuple(f"{directory}/qemu-ga@.service" for directory in UNIT_DIRECTORIES)
-DROP_IN_DIRECTORIES = tuple(f"{directory}/{kind}" for kind in DROP_INS for directory in UNIT_DIRECTORIES)
+INSTANCE_PATHS = tuple(f"{directory}/{unit}" for unit in (INSTANCE, TEMPLATE) for directory in UNIT_DIRECTORIES)
+
+
+def _drop_ins(*kinds: str) -> tuple[str, ...]:
+    """In systemd's order: by the directories first, and what is for all services last of all."""
+    own = (f"{directory}/{kind}" for directory in UNIT_DIRECTORIES for kind in kinds)
+    return (*own, *(f"{directory}/service.d" for directory in UNIT_DIRECTORIES))
+
+
+DROP_INS = {
+    UNIT: _drop_ins(f"{UNIT}.d", "qemu-guest-.service.d", "qemu-.service.d"),
+    INSTANCE: _drop_ins(f"{INSTANCE}.d", f"{TEMPLATE}.d", "qemu-.service.d"),
+}
+DROP_IN_DIRECTORIES = tuple(dict.fromkeys((*DROP_INS[UNIT], *DROP_INS[INSTANCE])))
 USUAL_FILES = (
     *UNIT_PATHS,
+    *INSTANCE_PATHS,
     *(FIRST_PROCESS, SYSVINIT_TABLE, INIT_SCRIPT, INIT_DEFAULTS),
     *(OS_RELEASE, CONFIG_FILE, CONFIG_FILE_OF_RHEL),
 )
@@ -107,7 +123,8 @@ class Setting:
 class AgentConfig:
     """All that was read of a guest, and what it comes to.
 
-    ``contents`` has every file that was looked for, ``listings`` every directory, None where that could not be told.
+    ``unit`` is what systemctl knows the agent's service by. ``contents`` has every file that was looked for,
+    ``listings`` every directory, None where that could not be told.
     ``environment_files`` are in the order that they are read in, and a later one wins.
     """
 
@@ -115,6 +132,7 @@ class AgentConfig:
     listings: Mapping[str, Sequence[str] | None]
     version: Version | None
     systemd: bool
+    unit: str
     environment_files: tuple[str, ...]
     config_file: str
     lists: tuple[RpcList, ...]
@@ -166,7 +184,7 @@ class AgentConfig:
 
     @property
     def mixes_lists(self) -> bool:
-        """Whether block and allow lists stand side by side, where QEMU 8.0 to 9.0 refuse to start."""
+        """Whether block and allow lists stand side by side, where QEMU 8.1 to 9.0 refuse to start."""
         kinds = [{found.kind for found in self.lists if found.on_command_line is where} for where in (True, False)]
         return any(len(there) > 1 for there in kinds)
 
@@ -188,7 +206,7 @@ def read_config(files: GuestFiles, version: Version | None) -> AgentConfig:
 KEYS: Mapping[str, tuple[ListKind, Version, Version]] = {
     "blacklist": (ListKind.BLOCK, (0, 0), (9, 1)),
     "block-rpcs": (ListKind.BLOCK, (7, 2), (99, 0)),
-    "allow-rpcs": (ListKind.ALLOW, (8, 0), (99, 0)),
+    "allow-rpcs": (ListKind.ALLOW, (8, 1), (99, 0)),
 }
 """The keys of the configuration file, and the options of the command line, with the versions from and to which they
 exist. A key that is not known is passed over."""
@@ -209,7 +227,7 @@ _MEANINGS = {"b": "block-rpcs", "a": "allow-rpcs", "c": "config"}
 class _Options:
     lists: list[RpcList] = field(default_factory=list)
     others: list[str] = field(default_factory=list)
-    config: str | None = None
+    config: Traced | None = None
 
     def take(self, name: str, value: Traced, option: Traced | None) -> None:
         name = _MEANINGS.get(name, name)
@@ -217,7 +235,7 @@ class _Options:
             self.lists.append(RpcList(KEYS[name][0], value, True, option))
             return
         if name == "config":
-            self.config = value.text
+            self.config = value
         self.others.append(f"{name}={value.text}")
 
 
@@ -318,24 +336,27 @@ class _Reader:
         return self._read(path) or ""
 
     def read(self) -> AgentConfig:
-        unit = next((path for path in UNIT_PATHS if self._read(path) is not None), None)
-        systemd = self._has_systemd(unit)
-        if systemd and unit is not None:
-            environment, command = self._service(unit)
+        main, unit = self._unit()
+        systemd = self._has_systemd(main)
+        if systemd and main is not None:
+            environment, command = self._service(main, unit)
         elif self._read(INIT_SCRIPT) is not None:
             # Under systemd as well, where the agent's package has no unit, as in Ubuntu up to 18.04.
             environment, command = self._init_script()
         else:
             raise self._not_installed(systemd)
         options = parse_arguments(command.words[1:])
+        for found in options.lists:
+            self._plain(found.names)
         config_file = self._config_file(options, environment)
         keys = parse_key_file(config_file, self._text(config_file))
-        in_file = [RpcList(KEYS[name][0], keys[name], False) for name in KEYS if name in keys and self._knows(name)]
+        in_file = [RpcList(KEYS[name][0], keys[name], False) for name in self._known(keys)]
         return AgentConfig(
             contents=self._contents,
             listings=self._listings,
             version=self._version,
             systemd=systemd,
+            unit=unit,
             environment_files=tuple(self._environment_files),
             config_file=config_file,
             lists=(*options.lists, *in_file),
@@ -343,40 +364,43 @@ class _Reader:
             splittable=command.splittable,
         )
 
-    def _knows(self, key: str) -> bool:
-        _kind, since, until = KEYS[key]
-        return self._version is None or since <= self._version < until
+    def _unit(self) -> tuple[str | None, str]:
+        """The path of the agent's unit, if there is one, and its name."""
+        for name, paths in ((UNIT, UNIT_PATHS), (INSTANCE, INSTANCE_PATHS)):
+            for path in paths:
+                if self._read(path) is not None:
+                    return path, name
+        return None, UNIT
+
+    def _known(self, keys: Mapping[str, Traced]) -> list[str]:
+        """The keys for lists that the agent's version takes notice of."""
+        names = [name for name in KEYS if name in keys]
+        if self._version is None:
+            return names
+        names = [name for name in names if KEYS[name][1] <= self._version < KEYS[name][2]]
+        # For as long as there was the old name beside the new one, it took that one's place.
+        return [name for name in names if name != "block-rpcs" or "blacklist" not in names]
 
     def _has_systemd(self, unit: str | None) -> bool:
         first_process = self._read(FIRST_PROCESS)
         if first_process:
-            systemd = first_process.strip() == "systemd"
-        else:  # an image has no processes; sysvinit has its table
-            systemd = unit is not None and self._read(SYSVINIT_TABLE) is None
-        return systemd
+            return first_process.strip() == "systemd"
+        # An image has no processes. sysvinit has its table, nothing but comments in RHEL 7 and 8, and a script.
+        entries = [line for line in self._text(SYSVINIT_TABLE).split("\n") if not line.startswith("#") and line.strip()]
+        return unit is not None and not (entries and self._read(INIT_SCRIPT) is not None)
 
     def _not_installed(self, systemd: bool) -> PolicyUnsupported:
-        evidence = {"init": "systemd" if systemd else "other"}
-        template = next((path for path in TEMPLATE_PATHS if self._read(path) is not None), None)
-        if template:
-            return PolicyUnsupported(
-                f"the guest starts its agent by {template}, as SUSE does up to 15 SP3, and a unit that is a template "
-                "is not understood here",
-                remedy=f"Change block-rpcs (before QEMU 7.2: blacklist) in [general] of {CONFIG_FILE} in the guest by "
-                "hand, and restart the agent there: 'systemctl restart qemu-ga@*'.",
-                evidence={**evidence, "file": template},
-            )
         return PolicyUnsupported(
             f"the guest has no {UNIT if systemd else INIT_SCRIPT}",
             remedy="See whether qemu-guest-agent is installed there; under another init system than systemd or "
             "sysvinit, change its options by hand.",
-            evidence=evidence,
+            evidence={"init": "systemd" if systemd else "other"},
         )
 
     # --- systemd ----------------------------------------------------------------------------------
 
-    def _service(self, unit: str) -> tuple[dict[str, Traced], CommandLine]:
-        paths = [unit, *self._drop_ins()]
+    def _service(self, main: str, unit: str) -> tuple[dict[str, Traced], CommandLine]:
+        paths = [main, *self._drop_ins(DROP_INS[unit])]
         service = [
             assignment
             for path in paths
@@ -386,8 +410,8 @@ class _Reader:
         commands = _accumulated(service, "ExecStart")
         if len(commands) != 1:
             raise PolicyUnsupported(
-                f"{unit} has {len(commands)} commands to start the agent with; it is masked or not understood",
-                remedy="See 'systemctl cat qemu-guest-agent' in the guest; 'systemctl unmask' it if it is masked.",
+                f"{main} has {len(commands)} commands to start the agent with; it is masked or not understood",
+                remedy=f"Unmask it if it is masked. See in the guest: systemctl cat '{unit}'",
                 evidence={"files": paths},
             )
         environment = self._environment(service)
@@ -398,9 +422,9 @@ class _Reader:
             raise unsupported(path, self._text(path), _offset_of(value), "this starts the agent by another program")
         return environment, command
 
-    def _drop_ins(self) -> list[str]:
+    def _drop_ins(self, directories: Sequence[str]) -> list[str]:
         found: dict[str, str] = {}
-        for directory in DROP_IN_DIRECTORIES:
+        for directory in directories:
             self._listings[directory] = self._files.names(directory)
             for name in self._names(directory):
                 if name.endswith(".conf"):
@@ -430,6 +454,15 @@ class _Reader:
             environment.update({found.name: found.value for found in parse_environment(path, self._text(path))})
         return environment
 
+    def _plain(self, value: Traced) -> str:
+        """The text of a value that matters here. systemd puts others in the place of what begins with a %."""
+        at = value.text.find("%")
+        if at >= 0:
+            place = value.places[at]
+            why = "a specifier of systemd's is not understood here"
+            raise unsupported(place.path, self._text(place.path), place.offset, why)
+        return value.text
+
     # --- by the init script -----------------------------------------------------------------------
 
     def _init_script(self) -> tuple[dict[str, Traced], CommandLine]:
@@ -454,9 +487,9 @@ class _Reader:
 
     def _config_file(self, options: _Options, environment: Mapping[str, Traced]) -> str:
         if options.config is not None:
-            return options.config
+            return self._plain(options.config)
         if "QGA_CONF" in environment:
-            return environment["QGA_CONF"].text
+            return self._plain(environment["QGA_CONF"])
         # RHEL and its rebuilds build QEMU with the suffix qemu-kvm; Fedora does not. Oracle Linux (ol) is one of the
         # rebuilds, and says that it is like Fedora only.
         like = {

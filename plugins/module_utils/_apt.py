@@ -76,28 +76,37 @@ if [ "$code" -eq 0 ] && [ "$KVM_FLEET_CLEAN" = yes ]; then apt-get clean || code
 """
 
 # $1: seconds to wait for dpkg's lock; $2: dpkg's options. dpkg itself does not wait, and what it says of the lock is
-# told only if that was not got in time.
+# told only if that was not got in time. A package whose files were being replaced dpkg refuses to configure, and
+# 'apt-get -f install' leaves it as it is, without an error where it is half installed: it is to be unpacked once more.
 _REPAIR = """\
+to_unpack() { dpkg-query -W -f='${db:Status-Eflag} ${binary:Package}\\n' | sed -n 's/^reinstreq //p'; }
 end=$(($(date +%s) + $1))
 errors=$(mktemp) || exit 1
 until dpkg $2 --configure -a 2>"$errors"; do
   code=$?
-  if ! grep -q 'locked by another process' "$errors" || [ "$(date +%s)" -ge "$end" ]; then
-    cat "$errors" >&2
-    rm -f "$errors"
-    exit "$code"
+  if grep -q 'locked by another process' "$errors"; then
+    if [ "$(date +%s)" -lt "$end" ]; then
+      sleep 5
+      continue
+    fi
+  elif [ -n "$(to_unpack)" ]; then
+    break
   fi
-  sleep 5
+  cat "$errors" >&2
+  rm -f "$errors"
+  exit "$code"
 done
 cat "$errors" >&2
 rm -f "$errors"
-exec apt-get -y -o "DPkg::Lock::Timeout=$1" $(printf ' -o Dpkg::Options::=%s' $2) -f install
+unpack=$(to_unpack)
+exec apt-get -y -o "DPkg::Lock::Timeout=$1" $(printf ' -o Dpkg::Options::=%s' $2) \
+  -f ${unpack:+--reinstall} install $unpack
 """
 
 # What a package operation that was cut off leaves, whoever's it was: apt-get would go on beside it as long as it only
 # simulates. 'dpkg --audit' names as well what has nothing to do with that. Names of packages come last.
 _PACKAGES = """\
-dpkg-query -W -f='package ${db:Status-Want} ${db:Status-Status} ${Package}\\n' || exit
+dpkg-query -W -f='package ${db:Status-Want} ${db:Status-Eflag} ${db:Status-Status} ${Package}\\n' || exit
 for file in "${DPKG_ADMINDIR:-/var/lib/dpkg}"/updates/[0-9]*; do
   [ ! -e "$file" ] || { echo interrupted; break; }
 done
@@ -174,10 +183,12 @@ class Apt:
         Not by 'apt-mark showhold', which writes to apt's cache.
         """
         lines = [line.split() for line in shell.script(_PACKAGES).stdout.splitlines()]
-        half_done = sorted({words[3] for words in lines if len(words) == 4 and words[2] in _HALF_DONE})
+        packages = [words[1:] for words in lines if words[:1] == ["package"] and len(words) == 5]
+        to_unpack = {name for _want, flag, _status, name in packages if flag == "reinstreq"}
+        half_done = to_unpack | {name for _want, _flag, status, name in packages if status in _HALF_DONE}
         if half_done or ["interrupted"] in lines:
-            raise _interrupted({"packages": half_done})
-        return frozenset(words[3] for words in lines if len(words) == 4 and words[1] == "hold")
+            raise _interrupted({"packages": sorted(half_done)}, sorted(to_unpack))
+        return frozenset(name for want, _flag, _status, name in packages if want == "hold")
 
     def _with_security(self, shell: Shell, found: Prediction, state: str) -> Prediction:
         """The same, with updates as security updates that bring one along from an archive below their own.
@@ -464,10 +475,11 @@ def explain(failure: Failure) -> FleetError:
     return _explain_upgrade(output, first, evidence)
 
 
-def _interrupted(evidence: Mapping[str, object]) -> PackageStateInterrupted:
+def _interrupted(evidence: Mapping[str, object], to_unpack: Iterable[str] = ()) -> PackageStateInterrupted:
+    command = " ".join(("apt-get -f --reinstall install", *to_unpack)) if to_unpack else "dpkg --configure -a"
     return PackageStateInterrupted(
         "an earlier package operation in the guest was interrupted",
-        remedy="Run 'dpkg --configure -a' in the guest, then run again.",
+        remedy=f"Run '{command}' in the guest, then run again.",
         evidence=evidence,
     )
 

@@ -15,6 +15,7 @@ import getpass
 import json
 import os
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,21 @@ class Audit:
         except OSError as error:
             raise _unavailable(error, self.path) from error
         return entry
+
+    def last(self, uuid: str) -> Mapping[str, Any] | None:
+        """The latest line about a guest. Raises RecordUnavailable."""
+        try:
+            lines = self.path.read_bytes().splitlines()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _unavailable(error, self.path) from error
+        for line in reversed(lines):
+            with suppress(ValueError):  # one that was cut off says nothing
+                entry: dict[str, Any] = json.loads(line)
+                if entry["uuid"] == uuid:
+                    return entry
+        return None
 
     def keep(self, uuid: str, guests_path: str, content: bytes) -> str:
         """Keep the old content of a guest's file here, and return where. What was kept before is never replaced."""
@@ -91,7 +107,7 @@ def _append(path: Path, data: bytes) -> None:
 
 def _unavailable(error: OSError, path: Path) -> RecordUnavailable:
     return RecordUnavailable(
-        f"{path} cannot be written to: {error}",
+        f"{path} cannot be used: {error}",
         remedy="See that the task runs as root on the hypervisor (ansible_become), and that this file system has room.",
         evidence={"file": str(path)},
     )

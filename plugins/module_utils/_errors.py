@@ -91,16 +91,64 @@ class ShutdownTimeout(FleetError):
     error_code = "shutdown_timeout"
 
 
+class SaveImpossible(FleetError):
+    """The guest's RAM cannot be saved: for a device that it has, or for want of space."""
+
+    error_code = "save_impossible"
+
+
+class SaveFailed(FleetError):
+    """The guest's RAM was to be saved and was not; the guest is on its old QEMU, running or paused."""
+
+    error_code = "save_failed"
+
+
+class SavedStateRefused(FleetError):
+    """The installed QEMU does not resume the guest from its saved RAM."""
+
+    error_code = "saved_state_refused"
+
+
+class MigrationImpossible(FleetError):
+    """The guest cannot be migrated to any of the hypervisors that it may be migrated to; the evidence says why."""
+
+    error_code = "migration_impossible"
+
+
+class MigrationFailed(FleetError):
+    """The guest was to be migrated and was not; it is where it was, on its old QEMU."""
+
+    error_code = "migration_failed"
+
+
+class MigratedAway(FleetError):
+    """The guest was migrated, was to come back, and could not: it runs on the other hypervisor."""
+
+    error_code = "migrated_away"
+
+
 class StartFailed(FleetError):
     """The domain is off and could not be started, or did not stay up."""
 
     error_code = "start_failed"
 
 
+class QemuTrialFailed(FleetError):
+    """The installed QEMU does not start a machine like a guest's."""
+
+    error_code = "qemu_trial_failed"
+
+
 class ProofFailed(FleetError):
     """An operation reported success, and what was then measured says otherwise."""
 
     error_code = "proof_failed"
+
+
+class HintsMalformed(FleetError):
+    """The domain's metadata for a fleet says something that nobody understands."""
+
+    error_code = "hints_malformed"
 
 
 # --- runs ----------------------------------------------------------------------------------------
@@ -119,6 +167,25 @@ class LeaseLost(FleetError):
     error_code = "lease_lost"
 
 
+class RollbackUnfinished(FleetError):
+    """A rollback of the guest was cut off, and only a rollback may go on from there."""
+
+    error_code = "rollback_unfinished"
+
+
+class GroupBusy(FleetError):
+    """As many members of the guest's group as may be are worked on."""
+
+    error_code = "group_busy"
+    transient = True
+
+
+class GroupMemberFailed(FleetError):
+    """Members of the guest's group have failed and may be down: as many as may be at once."""
+
+    error_code = "group_member_failed"
+
+
 class RecordDamaged(FleetError):
     """What is on record of the work on a guest cannot be read, so nothing is done that might depend on it."""
 
@@ -126,7 +193,7 @@ class RecordDamaged(FleetError):
 
 
 class RecordUnavailable(FleetError):
-    """The hypervisor does not let the record of a guest be read or written."""
+    """The hypervisor does not let what is on record there be read or written."""
 
     error_code = "record_unavailable"
 
@@ -135,7 +202,7 @@ class RecordUnavailable(FleetError):
 
 
 class SnapshotImpossible(FleetError):
-    """This domain's disks, firmware or free space do not allow the snapshot."""
+    """This domain's disks, firmware, TPM, devices or free space do not allow the snapshot."""
 
     error_code = "snapshot_impossible"
 
@@ -148,6 +215,18 @@ class SnapshotNotOurs(FleetError):
     """The snapshot was not made by this collection, so it is not touched."""
 
     error_code = "snapshot_not_ours"
+
+
+class SnapshotBlocked(FleetError):
+    """The snapshot cannot be reverted to or deleted as things are; nothing was lost for it."""
+
+    error_code = "snapshot_blocked"
+
+
+class DiskImageFailed(FleetError):
+    """An image of a disk, or a copy of what goes with it, could not be read, made or written."""
+
+    error_code = "disk_image_failed"
 
 
 # --- the guest agent -----------------------------------------------------------------------------
@@ -170,6 +249,13 @@ class AgentCommandBlocked(FleetError):
     """The agent answers, and its RPC filter forbids the command."""
 
     error_code = "agent_command_blocked"
+
+
+class GuestFrozen(FleetError):
+    """The guest's file systems are frozen, so that it can neither write nor do what it is asked to."""
+
+    error_code = "guest_frozen"
+    transient = True
 
 
 class AgentCommandFailed(FleetError):

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import Finished, GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    AgentCommandBlocked,
     CommandFailed,
     CommandKilled,
     CommandTimeout,
@@ -50,17 +51,29 @@ eval "$script"
 # The command replaces the shell, so its return code or signal is what the agent reports. Its output passes through two
 # readers that keep the first CAP bytes and drain the rest, so that no command can flood the agent. Becoming a session
 # leader makes its children reachable as one process group when it has to be ended. Where no FIFO can be made, as on a
-# full or read-only /run, the command runs without a cap rather than not at all.
+# full or read-only /run, the command runs without a cap rather than not at all. FIFOs that are there already are those
+# of a command that was killed here, with the same pid: only root can make any in /run.
 LAUNCHER = _through_runner(
     """\
-cap=$1 directory=$2; shift 2
+cap=$1 directory=$2 pipe=/run/kvm-fleet.$$; shift 2
 if [ -n "$directory" ]; then cd -- "$directory" || exit 125; fi
-if pipes=$(mktemp -d /run/kvm-fleet.XXXXXXXX 2>/dev/null) && mkfifo "$pipes/out" "$pipes/err" 2>/dev/null; then
-  { head -c "$cap"; cat >/dev/null; } <"$pipes/out" &
-  { head -c "$cap" >&2; cat >/dev/null; } <"$pipes/err" &
-  exec >"$pipes/out" 2>"$pipes/err"
-  rm -rf "$pipes"
+make_pipes() { mkfifo -m 600 "$pipe.out" "$pipe.err" 2>/dev/null; }
+if make_pipes || { rm -f "$pipe.out" "$pipe.err" 2>/dev/null && make_pipes; }; then
+  { head -c "$cap"; exec cat >/dev/null; } <"$pipe.out" &
+  { head -c "$cap" >&2; exec cat >/dev/null; } <"$pipe.err" &
+  exec >"$pipe.out" 2>"$pipe.err"
+  rm -f "$pipe.out" "$pipe.err"
 fi
+exec setsid "$@"
+"""
+)
+
+# The same without readers, for a command whose output is short whatever happens: these are most of the processes that a
+# short command costs.
+PLAIN_LAUNCHER = _through_runner(
+    """\
+directory=$2; shift 2
+if [ -n "$directory" ]; then cd -- "$directory" || exit 125; fi
 exec setsid "$@"
 """
 )
@@ -70,7 +83,10 @@ _VARIABLE = re.compile(r"\A[A-Za-z_][A-Za-z0-9_]*\Z")
 
 @dataclass(frozen=True)
 class Command:
-    """What to run. ``timeout`` is in seconds, ``max_output`` in bytes of each stream."""
+    """What to run. ``timeout`` is in seconds, ``max_output`` in bytes of each stream.
+
+    A ``terse`` command sees to it itself that its output is short, be the guest in whatever state.
+    """
 
     argv: tuple[str, ...]
     stdin: bytes | None = None
@@ -78,6 +94,7 @@ class Command:
     environment: Mapping[str, str] = field(default_factory=dict)
     timeout: float = 60
     max_output: int = 1024 * 1024
+    terse: bool = False
 
 
 @dataclass(frozen=True)
@@ -93,9 +110,16 @@ class Outcome:
     duration: float
 
 
-def shell_script(text: str, *arguments: str, timeout: float, environment: Mapping[str, str] | None = None) -> Command:
+def shell_script(
+    text: str,
+    *arguments: str,
+    timeout: float,
+    environment: Mapping[str, str] | None = None,
+    terse: bool = False,
+) -> Command:
     """A POSIX shell script as a Command; ``arguments`` are its positional parameters."""
-    return Command(("/bin/sh", "-c", text, "sh", *arguments), timeout=timeout, environment=environment or {})
+    argv = ("/bin/sh", "-c", text, "sh", *arguments)
+    return Command(argv, timeout=timeout, environment=environment or {}, terse=terse)
 
 
 def check_command(command: Command) -> None:
@@ -127,7 +151,8 @@ def launch_line(command: Command) -> list[str]:
     # guest-exec's own 'env' would replace the agent's environment, PATH included; env(1) adds to it.
     variables = [f"{name}={value}" for name, value in command.environment.items()]
     prefix = ["env", *variables] if variables else []
-    return ["/bin/sh", "-c", LAUNCHER, "sh", cap, command.chdir, *prefix, *command.argv]
+    launcher = PLAIN_LAUNCHER if command.terse else LAUNCHER
+    return ["/bin/sh", "-c", launcher, "sh", cap, command.chdir, *prefix, *command.argv]
 
 
 def run_command(agent: GuestAgent, command: Command) -> Outcome:
@@ -230,13 +255,21 @@ def path_exists(agent: GuestAgent, pattern: str, chdir: str = "") -> bool:
     A relative path begins at ``chdir``. Raises CommandFailed where that cannot be entered.
     """
     text = 'IFS=; for path in $1; do [ ! -e "$path" ] || { echo yes; exit; }; done; echo no'
-    look = replace(shell_script(text, pattern, timeout=60), chdir=chdir)
+    look = replace(shell_script(text, pattern, timeout=60, terse=True), chdir=chdir)
     return output_of(agent, look).strip() == "yes"
 
 
 def boot_id(agent: GuestAgent, timeout: float = 30) -> str:
     """The kernel's id of the guest's current boot: another one is the proof of a reboot."""
-    return output_of(agent, Command(("cat", "/proc/sys/kernel/random/boot_id"), timeout=timeout)).strip()
+    return output_of(agent, Command(("cat", "/proc/sys/kernel/random/boot_id"), timeout=timeout, terse=True)).strip()
+
+
+def boot_id_if_told(agent: GuestAgent) -> str | None:
+    """Likewise, or None for a guest whose agent runs no commands: it is told from others by its process alone."""
+    try:
+        return boot_id(agent)
+    except AgentCommandBlocked:
+        return None
 
 
 def last_lines(text: str, count: int = 20) -> Sequence[str]:

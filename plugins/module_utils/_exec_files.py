@@ -73,24 +73,28 @@ _REMOVE = 'rm -f -- "$1"\n'
 
 # What runs it is not the agent's child, which the agent's own restart would end. It then sees that the agent came up,
 # since nobody else could: otherwise it puts back the files that it was given (target and copy in turn, an empty copy
-# for a file that was not there) and starts the agent again.
+# for a file that was not there) and starts the agent again. systemd has to forget how often it has failed by then, or
+# it would not. What is not active is not the unit that has started the agent.
 _RESTART = """\
+unit=$1; shift
 sleep 1
 restart() {
   if [ -d /run/systemd/system ]; then
     systemctl daemon-reload
-    systemctl restart qemu-guest-agent.service
+    systemctl reset-failed "$unit"
+    systemctl restart "$unit"
   else
     /etc/init.d/qemu-guest-agent restart
   fi
 }
 is_up() {
   if [ -d /run/systemd/system ]; then
-    systemctl is-active --quiet qemu-guest-agent.service
+    systemctl is-active --quiet "$unit"
   else
     /etc/init.d/qemu-guest-agent status
   fi
 }
+is_up || exit
 restart
 sleep 3
 is_up && exit 0
@@ -165,10 +169,10 @@ class ExecFiles:
         """Raise CommandFailed where the agent could not be restarted from here."""
         output_of(self._agent, _command(_PROBE))
 
-    def restart_agent(self, undo: Sequence[tuple[str, str]]) -> None:
+    def restart_agent(self, unit: str, undo: Sequence[tuple[str, str]]) -> None:
         """Have the agent restarted in a second. ``undo`` are files with their copies, for an agent that then fails."""
         pairs = [text for pair in undo for text in pair]
-        output_of(self._agent, _command(_LAUNCH, _RESTART, *pairs))
+        output_of(self._agent, _command(_LAUNCH, _RESTART, unit, *pairs))
 
 
 def _listed(names: bytes) -> Sequence[str]:

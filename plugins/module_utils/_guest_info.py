@@ -304,7 +304,7 @@ class _Interview:
         self._filtered = [rpc.name for rpc in RPCS if info.commands.get(rpc.name) is False]
         blocked = [rpc.name for rpc in RPCS if rpc.required and not found.rpcs[rpc.name]]
         if blocked:
-            found.problems.append(command_blocked(blocked))
+            found.problems.append(self._agent.why_blocked(info.commands, blocked))
 
     def _ask_system(self) -> None:
         try:

@@ -397,7 +397,7 @@ def start(agent: GuestAgent, job: Job) -> None:
     """
     script = job_script(job)
     argv = ("/bin/sh", "-c", _START, "sh", JOURNAL, UNIT, job.run, _SYSTEMD, uuid.uuid4().hex)
-    command = Command(argv, stdin=script.encode("utf-8"), timeout=STEP_TIMEOUT)
+    command = Command(argv, stdin=script.encode("utf-8"), timeout=STEP_TIMEOUT, terse=True)
     outcome = agent.patiently(lambda: run_command(agent, command))
     # A start whose answer got lost on its way is asked for again. It may have been cut off before it was noted.
     ours = outcome.exit_code == _ALREADY_RUNNING and outcome.stdout.strip() == job.run
@@ -480,7 +480,7 @@ def look(agent: GuestAgent, offset: int = 0) -> JobLook:
 
     Raises AgentProtocolError, and what ``output_of`` raises.
     """
-    command = shell_script(_LOOK, JOURNAL, UNIT, str(offset), str(LOG_CHUNK), timeout=STEP_TIMEOUT)
+    command = shell_script(_LOOK, JOURNAL, UNIT, str(offset), str(LOG_CHUNK), timeout=STEP_TIMEOUT, terse=True)
     return parse_look(raw_output_of(agent, command), offset)
 
 
@@ -592,7 +592,7 @@ def stop(agent: GuestAgent) -> None:
     The command gets SIGINT, by which a package manager ends after its current step; its children do not. A job whose
     command has not begun does not begin it. ``finish`` runs all the same.
     """
-    output_of(agent, shell_script(_STOP, JOURNAL, UNIT, timeout=STEP_TIMEOUT))
+    output_of(agent, shell_script(_STOP, JOURNAL, UNIT, timeout=STEP_TIMEOUT, terse=True))
 
 
 # --- reading and removing ------------------------------------------------------------------------
@@ -623,7 +623,7 @@ def tail(agent: GuestAgent, count: int = 40) -> list[str]:
 
 def remove(agent: GuestAgent) -> None:
     """Remove the journal, once its result is told. Raises UpgradeRunning where a job is at work by now."""
-    script = shell_script(_REMOVE, JOURNAL, UNIT, timeout=STEP_TIMEOUT)
+    script = shell_script(_REMOVE, JOURNAL, UNIT, timeout=STEP_TIMEOUT, terse=True)
     outcome = agent.patiently(lambda: run_command(agent, script))
     if outcome.exit_code == _ALREADY_RUNNING:
         raise _running_already(outcome)

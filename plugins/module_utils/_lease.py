@@ -6,13 +6,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from typing import Protocol
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _record
-from ansible_collections.kvm.fleet.plugins.module_utils._domain import Domain, Hypervisor
-from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError, RecordUnavailable
+from ansible_collections.kvm.fleet.plugins.module_utils import _kept, _record
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import ACTIVE_STATES, Domain, Hypervisor
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    DomainNotFound,
+    FleetError,
+    RecordUnavailable,
+    SnapshotBlocked,
+)
 from ansible_collections.kvm.fleet.plugins.module_utils._record import (
     Claim,
     Facts,
@@ -33,6 +39,24 @@ from ansible_collections.kvm.fleet.plugins.module_utils._store import (
 
 TAKE_OVER_PATIENCE = 60
 """Seconds for the last task of a dead run to end: a worker that outlives its controller repeats one for a while."""
+
+
+class Named(Protocol):
+    """What a record is kept by. The domain itself may have left."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def uuid(self) -> str: ...
+
+
+@dataclass(frozen=True)
+class Departed:
+    """A domain that is not on this hypervisor any more."""
+
+    name: str
+    uuid: str
 
 
 @dataclass(frozen=True)
@@ -61,22 +85,29 @@ def take(
     baseline: Callable[[], Facts],
     more: Facts | None = None,
     *,
+    brought: Record | None = None,
     check: bool,
 ) -> Taken:
-    """Take the lease of a guest, or renew it. ``more`` is kept with the baseline. Raises GuestLeased."""
+    """Take the lease of a guest, or renew it. ``more`` is kept with the baseline. Raises GuestLeased.
+
+    ``brought`` is what was on record of it on the hypervisor that it has come from. What is on record here of a guest
+    that had left before is out of date then, with the lease in it.
+    """
     claim.check()
     store = Store(records_directory(hypervisor.uri))
     patience = TAKE_OVER_PATIENCE if claim.take_over else LOCK_PATIENCE
-    with _alone(hypervisor, domain, store, check=check, patience=patience):
+    with _alone(hypervisor, domain, store, check=check, patience=patience, take_over_setting=claim.take_over_setting):
         before = store.read(domain.uuid)
-        record = _record.keep(_record.take(before, claim, baseline, moment(hypervisor.clock)), more or {})
+        known = None if brought and before and before.went_to else before
+        record = _record.keep(_record.take(known, claim, baseline, moment(hypervisor.clock)), more or {})
+        record = _record.brought(record, brought) if brought else record
         if not check:
             store.write(record)
     return Taken(record, before)
 
 
 def release(
-    hypervisor: Hypervisor, domain: Domain, run: str, outcome: str, error: Facts | None, *, check: bool
+    hypervisor: Hypervisor, domain: Named, run: str, outcome: str, error: Facts | None, *, check: bool
 ) -> tuple[Record | None, bool]:
     """Bring the run's work to its end. Returns the record, and whether there was a lease to release.
 
@@ -99,6 +130,17 @@ def look(hypervisor: Hypervisor, domain_uuid: str) -> tuple[Record | None, bool,
     """What is on record of a guest, and whether a module works on it at this moment. Changes nothing."""
     store = Store(records_directory(hypervisor.uri))
     return store.read(domain_uuid), store.is_locked(domain_uuid), moment(hypervisor.clock)
+
+
+def tell_where_it_went(hypervisor: Hypervisor, names: Collection[str], error: DomainNotFound) -> None:
+    """Have an error say where a domain is that a run has migrated."""
+    for record in Store(records_directory(hypervisor.uri)).named(names):
+        if record.went_to:
+            error.evidence["moved_to"] = record.went_to
+            error.remedy = (
+                f"A run has migrated {record.domain!r} to {record.went_to}, or was cut off while it did: look for it "
+                "there, and have the inventory name the hypervisor that it is on."
+            )
 
 
 class Recorder:
@@ -133,6 +175,11 @@ class Recorder:
         """Write down what was done."""
         if self.record:
             self._write(_record.end(self.record, name, StepStatus.DONE, result, self.now()))
+
+    def reverted(self) -> None:
+        """Write down that the guest is back at the snapshot of the rollback that was begun."""
+        if self.record:
+            self._write(_record.reverted(self.record))
 
     def forget(self, uuid: str) -> None:
         """The guest is back to where it was before any step, whichever run that was of."""
@@ -175,7 +222,13 @@ class Recorder:
 
 @contextmanager
 def working(
-    hypervisor: Hypervisor, domain: Domain, run: str | None, *, check: bool, lease_required: bool = True
+    hypervisor: Hypervisor,
+    domain: Domain,
+    run: str | None,
+    *,
+    check: bool,
+    lease_required: bool = True,
+    warn: Callable[[str], None] | None = None,
 ) -> Iterator[Recorder]:
     """Be the only module at work on a guest for as long as the context lasts.
 
@@ -184,11 +237,15 @@ def working(
     cannot have taken it; what an earlier run has left unfinished counts as taken over.
 
     Without ``run``, or without a lease, a guest under another run's lease is refused.
-    Raises GuestLeased and LeaseLost.
+    Snapshots that a migration which was cut off has put away are told to libvirt again first. Where libvirt refuses
+    that, whoever does not need them has a way to ``warn`` of it, and goes on; for others this raises SnapshotBlocked.
+    Raises GuestLeased and LeaseLost, and DomainUnsafe for a guest that is off and may run where it was migrated to.
     """
     store = Store(records_directory(hypervisor.uri))
     with _alone(hypervisor, domain, store, check=check):
         record = store.read(domain.uuid)
+        if record and record.went_to and domain.state() not in ACTIVE_STATES:
+            raise _record.may_run_elsewhere(domain.name, record.went_to)
         recorder = Recorder(hypervisor, store, None, run or "", check=check)
         known = record is not None and run in [lease.run for lease in (record.lease, *record.earlier) if lease]
         if check and run:
@@ -200,22 +257,36 @@ def working(
             now = moment(hypervisor.clock)
             if record and record.lease and record.lease.is_young(now):
                 raise _record.leased(domain.name, record.lease, now)
+        if not check:
+            _tell_again(domain, warn)
         yield recorder
+
+
+def _tell_again(domain: Domain, warn: Callable[[str], None] | None) -> None:
+    try:
+        _kept.tell_again(domain)
+    except SnapshotBlocked as error:
+        if warn is None:
+            raise
+        warn(f"{error.message}. {error.remedy}")
 
 
 @contextmanager
 def _alone(
-    hypervisor: Hypervisor, domain: Domain, store: Store, *, check: bool, patience: float = LOCK_PATIENCE
+    hypervisor: Hypervisor,
+    domain: Named,
+    store: Store,
+    *,
+    check: bool,
+    patience: float = LOCK_PATIENCE,
+    take_over_setting: str = _record.TAKE_OVER,
 ) -> Iterator[None]:
-    """Hold the guest's lock; in check mode, which must leave nothing behind, only see that nobody else does."""
+    """Hold the guest's lock. Raises GuestLeased where another module does."""
     try:
-        if check:
-            store.wait_until_free(domain.uuid, hypervisor.clock, patience)
+        with store.alone(domain.uuid, hypervisor.clock, patience, check=check):
             yield
-        else:
-            with store.locked(domain.uuid, hypervisor.clock, patience):
-                yield
     except LockHeld:
         record = store.read(domain.uuid)
         lease = record.lease if record else None
-        raise _record.leased(domain.name, lease, moment(hypervisor.clock), at_work=True) from None
+        now = moment(hypervisor.clock)
+        raise _record.leased(domain.name, lease, now, at_work=True, take_over_setting=take_over_setting) from None

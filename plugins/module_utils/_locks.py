@@ -53,7 +53,7 @@ class Holder:
 
 def holders(agent: GuestAgent, locks: Sequence[str]) -> tuple[Holder, ...]:
     """Who holds these locks now. Raises what output_of raises."""
-    return parse_holders(output_of(agent, shell_script(LOOK, *locks, timeout=60)).splitlines())
+    return parse_holders(output_of(agent, shell_script(LOOK, *locks, timeout=60, terse=True)).splitlines())
 
 
 _HOLDER = re.compile(r"(/[^\t]+)\t(\d{1,10})\t(\d{1,20})\t(\d{1,12}(?:\.\d+)?)\t(.*)")

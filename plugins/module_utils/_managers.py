@@ -85,7 +85,7 @@ class System:
 
 def package_manager(agent: GuestAgent, wanted: str) -> PackageManager:
     """The guest's package manager, or the wanted one. Raises PackageManagerUnknown and SelinuxDenied."""
-    return choose(parse_system(output_of(agent, shell_script(LOOK, timeout=60)).splitlines()), wanted)
+    return choose(parse_system(output_of(agent, shell_script(LOOK, timeout=60, terse=True)).splitlines()), wanted)
 
 
 def parse_system(lines: Sequence[str]) -> System:

@@ -16,10 +16,12 @@ from ansible_collections.kvm.fleet.plugins.module_utils._domain import (
     DomainState,
     Hypervisor,
     SnapshotRecord,
+    Surveyed,
 )
 from ansible_collections.kvm.fleet.plugins.module_utils._domain_xml import ChannelState, Definition, parse_definition
 from ansible_collections.kvm.fleet.plugins.module_utils._drift import Drift, DriftState, FileId
-from ansible_collections.kvm.fleet.plugins.module_utils._errors import DomainNotFound
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import DomainNotFound, HintsMalformed
+from ansible_collections.kvm.fleet.plugins.module_utils._hints import Hints, parse_hints
 from ansible_collections.kvm.fleet.plugins.module_utils._proc import (
     PROC,
     ProcessUnreadable,
@@ -34,7 +36,10 @@ from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import is_
 
 @dataclass(frozen=True)
 class Observation:
-    """One domain, as it was found. Versions are None where no process runs or the binary does not tell."""
+    """One domain, as it was found. Versions are None where no process runs or the binary does not tell.
+
+    ``hints`` are empty where they cannot be read, and ``hints_problem`` says why.
+    """
 
     name: str
     uuid: str
@@ -47,6 +52,8 @@ class Observation:
     version_installed: str | None
     drift: Drift
     snapshots: tuple[SnapshotRecord, ...]
+    hints: Hints
+    hints_problem: HintsMalformed | None
 
     @property
     def own_snapshots(self) -> tuple[SnapshotRecord, ...]:
@@ -60,46 +67,75 @@ class Observation:
         return ChannelState.UNKNOWN
 
 
-def observe_domains(hypervisor: Hypervisor, names: list[str] | None) -> list[Observation]:
+def observe_domains(hypervisor: Hypervisor, names: list[str] | None, *, snapshots: bool = True) -> list[Observation]:
     """Look at the named domains in that order, or at all of them, by name. Raises DomainNotFound for the first missing.
 
     A domain that is undefined between being listed and being looked at is left out, unless it was asked for by name.
+    Of all of them libvirt is asked at once, but for their definitions and their snapshots. Without ``snapshots`` none
+    are looked for.
     """
     versions: dict[FileId, str | None] = {}
     if names is not None:
-        return [observe(hypervisor, hypervisor.domain(name), versions) for name in names]
+        return [
+            _observe(hypervisor, _surveyed(hypervisor.domain(name)), versions, snapshots=snapshots) for name in names
+        ]
     observations = []
-    for domain in sorted(hypervisor.domains(), key=lambda domain: domain.name):
+    for surveyed in sorted(hypervisor.survey(), key=lambda surveyed: surveyed.domain.name):
         try:
-            observations.append(observe(hypervisor, domain, versions))
+            observations.append(
+                _observe(hypervisor, surveyed, versions, snapshots=snapshots and surveyed.has_snapshots)
+            )
         except DomainNotFound:
             continue
     return observations
 
 
-def observe(hypervisor: Hypervisor, domain: Domain, versions: dict[FileId, str | None] | None = None) -> Observation:
-    """Look at one domain. ``versions`` carries what is known of QEMU binaries from one domain to the next."""
-    known = {} if versions is None else versions
-    state = domain.state()
-    definition = parse_definition(domain.xml())
+def observe(hypervisor: Hypervisor, domain: Domain) -> Observation:
+    """Look at one domain."""
+    return _observe(hypervisor, _surveyed(domain), {}, snapshots=True)
+
+
+def _surveyed(domain: Domain) -> Surveyed:
+    return Surveyed(domain, domain.state(), domain.is_persistent(), domain.has_managed_save(), has_snapshots=True)
+
+
+def _observe(
+    hypervisor: Hypervisor, surveyed: Surveyed, versions: dict[FileId, str | None], *, snapshots: bool
+) -> Observation:
+    """``versions`` carries what is known of QEMU binaries from one domain to the next."""
+    domain, state = surveyed.domain, surveyed.state
+    xml = domain.xml()
+    definition = parse_definition(xml)
+    hints, hints_problem = read_hints(xml)
     process, drift, running = None, Drift(DriftState.NOT_RUNNING), None
     if state in ACTIVE_STATES:
         try:
             process = find_process(domain.name, domain.uuid, runtime_directory(hypervisor.uri))
             drift = _drift.judge(*running_files(process))
-            running = version_of(PROC / str(process.pid) / "exe", known)
+            running = version_of(PROC / str(process.pid) / "exe", versions)
         except ProcessUnreadable as problem:
             drift = _drift.unknown(str(problem))
+    found = domain.snapshots() if snapshots else ()
     return Observation(
         name=domain.name,
         uuid=domain.uuid,
         state=state,
-        persistent=domain.is_persistent(),
-        managed_save=domain.has_managed_save(),
+        persistent=surveyed.persistent,
+        managed_save=surveyed.managed_save,
         definition=definition,
         process=process,
         version_running=running,
-        version_installed=version_of(Path(definition.emulator), known) if definition.emulator else None,
+        version_installed=version_of(Path(definition.emulator), versions) if definition.emulator else None,
         drift=drift,
-        snapshots=tuple(sorted(domain.snapshots(), key=lambda snapshot: (snapshot.created, snapshot.name))),
+        snapshots=tuple(sorted(found, key=lambda snapshot: (snapshot.created, snapshot.name))),
+        hints=hints,
+        hints_problem=hints_problem,
     )
+
+
+def read_hints(xml: str) -> tuple[Hints, HintsMalformed | None]:
+    """What the metadata says, or why it cannot be read: what its owner has misspelled must not hide a domain."""
+    try:
+        return parse_hints(xml), None
+    except HintsMalformed as problem:
+        return Hints(), problem

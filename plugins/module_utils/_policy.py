@@ -292,7 +292,7 @@ class _Edits:
         if not usable:
             raise PolicyUnsupported(
                 "the agent's service reads no file below /etc in which its options could be set",
-                remedy="Give its unit an EnvironmentFile below /etc by a drop-in ('systemctl edit qemu-guest-agent').",
+                remedy=f"Give it an EnvironmentFile below /etc by a drop-in: systemctl edit '{self._config.unit}'",
                 evidence={"environment_files": list(files)},
             )
         return usable[-1]

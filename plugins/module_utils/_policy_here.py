@@ -10,13 +10,13 @@ import os
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from ansible_collections.kvm.fleet.plugins.module_utils._agent_config import (
     INIT_SCRIPT,
-    UNIT,
+    AgentConfig,
     parse_version,
     read_config,
 )
@@ -130,14 +130,46 @@ def apply_here(wanted: Wanted, clock: Clock, *, restart: bool = False, check: bo
     try:
         for change in changes:
             files.write(change.path, change.after)
-        _restart(config.systemd)
-        _require_agent(config.systemd, clock)
+        _restart(config)
+        _require_agent(config, clock)
     except FleetError as error:
         _undo(files, changes)
-        _restart(config.systemd)
+        _restart(config)
         error.evidence["put_back"] = True
         raise
     return report
+
+
+def put_back_here(copies: Mapping[str, str | None], clock: Clock, *, check: bool, root: Path = Path("/")) -> Report:
+    """Give changed files the content of their copies, remove those without one, which were made, and restart the agent.
+
+    For whoever has changed them by `apply_here` and heard from the hypervisor that the agent does not mind them.
+    """
+    files = LocalFiles(root)
+    config = read_config(files, parse_version(_installed_version()))
+    made = [_made(files, path, copy) for path, copy in copies.items()]
+    changes = [change for change in made if change and change.before != change.after]
+    report = Report(changed=bool(changes), restarted=bool(changes))
+    report.files = [
+        Written(change.path, FileChange(change.path, change.after, change.before or b"")) for change in changes
+    ]
+    if changes and not check:
+        _undo(files, changes)
+        _restart(config)
+        try:
+            _require_agent(config, clock)
+        except ProofFailed as error:
+            error.evidence["put_back"] = True
+            raise
+    return report
+
+
+def _made(files: LocalFiles, path: str, copy: str | None) -> FileChange | None:
+    """The change that a file has gone through since it was copied; None for one that was made, and is gone."""
+    now, before = files.read(path), files.read(copy) if copy else None
+    if copy and (now is None or before is None):
+        raise _unusable(path if now is None else copy, FileNotFoundError("it is gone"))
+    return None if now is None else FileChange(path, before, now)
 
 
 def _undo(files: LocalFiles, changes: Sequence[FileChange]) -> None:
@@ -154,22 +186,23 @@ def _installed_version() -> str:
     return done.stdout.rpartition(" ")[2] if done and done.returncode == 0 else ""
 
 
-def _restart(systemd: bool) -> None:
-    if systemd:
+def _restart(config: AgentConfig) -> None:
+    if config.systemd:
         _run("systemctl", "daemon-reload")
-        _run("systemctl", "restart", UNIT)
+        _run("systemctl", "reset-failed", config.unit)  # or what has failed too often is not started
+        _run("systemctl", "restart", config.unit)
     else:
         _run(INIT_SCRIPT, "restart")
 
 
-def _require_agent(systemd: bool, clock: Clock) -> None:
+def _require_agent(config: AgentConfig, clock: Clock) -> None:
     """Raise ProofFailed unless the agent runs after its restart."""
     pause(clock, SETTLES_SECONDS)
-    status = _run("systemctl", "is-active", "--quiet", UNIT) if systemd else _run(INIT_SCRIPT, "status")
+    status = _run("systemctl", "is-active", "--quiet", config.unit) if config.systemd else _run(INIT_SCRIPT, "status")
     if status is None or status.returncode != 0:
         raise ProofFailed(
             "the agent does not run with its changed settings",
-            remedy=f"See 'systemctl status {UNIT}' in the guest.",
+            remedy=f"See in the guest: systemctl status '{config.unit}'",
             evidence={"returncode": status.returncode if status else None},
         )
 

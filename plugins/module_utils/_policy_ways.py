@@ -354,12 +354,19 @@ class _Work:
             return _Closed(
                 f"{new[0]} would have to be made, which the agent does with a mode that lets everybody write"
             )
-        if not found.changes and found.config and found.config.unseen:
+        if not found.changes and found.config and found.config.unseen and not self._is_only_to_be_restarted():
             return _Closed(
                 "what blocks these RPCs is in none of the files that could be seen; "
                 f"the agent cannot list {found.config.unseen[0]} and others"
             )
         return found
+
+    def _is_only_to_be_restarted(self) -> bool:
+        """Whether a change that was begun for what is wanted, and did not come to its end, has written the files."""
+        begun = self._audit.last(self._domain.uuid)
+        if begun is None or begun["event"] != "changing":
+            return False
+        return (begun["state"] == "enabled") is self._wanted.allowed and set(self._wanted.rpcs) <= set(begun["rpcs"])
 
     def _look_offline(self, info: AgentInfo | _Closed) -> _Open | _Closed:
         """What can be refused is refused before the guest is shut down, by its disks as they are while it runs.
@@ -396,21 +403,14 @@ class _Work:
             self._domain, uri=self._hypervisor.uri, shut_off=False, block_devices=self._request.block_devices
         )
 
-    @contextmanager
-    def _image(self, *, read_only: bool, shut_off: bool = True) -> Iterator[Image]:
-        try:
-            with self._images.open_image(
-                self._domain,
-                uri=self._hypervisor.uri,
-                read_only=read_only,
-                shut_off=shut_off,
-                block_devices=self._request.block_devices,
-            ) as image:
-                yield image
-        finally:
-            # libvirt hangs up on whoever leaves its keepalive unanswered for half a minute, as this may have. What only
-            # asks connects anew; what changes something would fail.
-            self._domain.state()
+    def _image(self, *, read_only: bool, shut_off: bool = True) -> AbstractContextManager[Image]:
+        return self._images.open_image(
+            self._domain,
+            uri=self._hypervisor.uri,
+            read_only=read_only,
+            shut_off=shut_off,
+            block_devices=self._request.block_devices,
+        )
 
     def _no_power_cycle(self) -> _Closed | None:
         """Why the guest cannot be shut down and started, which is all that restarts its agent from outside."""
@@ -441,14 +441,14 @@ class _Work:
         if self._check:
             return self._report
         with self._audited():
-            if found.files is None:
+            if found.files is None or found.config is None:
                 self._change_in_image()
             elif found.way is Way.FILES:
                 with self._undone_on_the_image(), self._changed(found.files, found.changes):
                     self._power_cycle()
                     self._prove(PROOF_SECONDS)
             else:
-                self._change_by_exec(ExecFiles(self.agent), found.changes)
+                self._change_by_exec(ExecFiles(self.agent), found.config.unit, found.changes)
             self._prove(PROOF_SECONDS)
         return self._report
 
@@ -522,13 +522,6 @@ class _Work:
             self._power_cycle(edit)
         except FleetError as second:
             error.evidence["undoing"] = second.message
-        backups = {one.path: one.backup for one in self._report.files}
-        error.evidence["backups"] = backups
-        if not error.evidence["put_back"]:
-            changed = ", ".join(
-                f"{path} (its copy is {copy})" if copy else f"{path} (which was made)" for path, copy in backups.items()
-            )
-            error.remedy += f" The settings could not be put back: {shown(changed)}."
 
     def _power_cycle(self, meanwhile: Callable[[], None] = lambda: None) -> PowerReport:
         self._audit_restart()
@@ -542,15 +535,15 @@ class _Work:
             agent_answers=self._agent_answers,
         )
 
-    def _change_by_exec(self, files: ExecFiles, changes: Sequence[FileChange]) -> None:
+    def _change_by_exec(self, files: ExecFiles, unit: str, changes: Sequence[FileChange]) -> None:
         try:
             with self._changed(files, changes):
                 self._audit_restart()
-                files.restart_agent([(written.path, written.backup or "") for written in self._report.files])
+                files.restart_agent(unit, [(written.path, written.backup or "") for written in self._report.files])
                 self._prove(self._request.power.agent_timeout)
         except ProofFailed as error:
             if error.evidence["put_back"]:  # the agent has to take notice of the old files once more
-                files.restart_agent(())
+                files.restart_agent(unit, ())
             raise
 
     @contextmanager
@@ -622,6 +615,8 @@ class _Work:
                 event = "changed" if self._report.files else "restarted"
                 self._report.audit = self._audit.add(event, {**self._facts(), "proved": self._report.proved})
         except FleetError as error:
+            if self._has_written:
+                tell_of_copies(error, self._report.files)
             if self._report.audit:
                 self._audit_failure(error)
             raise
@@ -693,6 +688,17 @@ def change_files(files: Files, kept: Sequence[Written], announce: Callable[[list
         except FleetError as error:
             error.evidence["put_back"] = _put_all_back(files, kept[:number])
             raise
+
+
+def tell_of_copies(error: FleetError, written: Sequence[Written]) -> None:
+    """Say with an error where the old content of what was written is, and that it is only there, if so it is."""
+    backups = {one.path: one.backup for one in written}
+    error.evidence["backups"] = backups
+    if error.evidence.get("put_back") is not True:
+        changed = ", ".join(
+            f"{path} (its copy is {copy})" if copy else f"{path} (which was made)" for path, copy in backups.items()
+        )
+        error.remedy += f" The settings could not be put back: {shown(changed)}."
 
 
 def _put_all_back(files: Files, written: Sequence[Written]) -> bool:

@@ -2,28 +2,32 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Shuts domains down, starts them, and puts them on a new QEMU process."""
+"""Shuts domains down, starts them, and puts them on a new QEMU process, by a power cycle or with their RAM saved."""
 
 from __future__ import annotations
 
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
 from enum import Enum
 
+from ansible_collections.kvm.fleet.plugins.module_utils import _heartbeat, _save
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
-from ansible_collections.kvm.fleet.plugins.module_utils._clock import Deadline, ticks, timestamp
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import Clock, Deadline, ticks, timestamp
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import (
     ACTIVE_STATES,
     Domain,
     DomainState,
     Hypervisor,
     ShutdownMethod,
+    Storage,
+    quoted,
     require_running,
 )
+from ansible_collections.kvm.fleet.plugins.module_utils._domain_xml import pending_edits
 from ansible_collections.kvm.fleet.plugins.module_utils._drift import DriftState
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
-    AgentCommandBlocked,
     AgentSilent,
     CommandKilled,
     CommandResultLost,
@@ -35,17 +39,23 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     InvalidRequest,
     LibvirtFailed,
     ProofFailed,
+    SavedStateRefused,
+    SaveFailed,
     ShutdownTimeout,
     StartFailed,
 )
-from ansible_collections.kvm.fleet.plugins.module_utils._exec import boot_id
+from ansible_collections.kvm.fleet.plugins.module_utils._exec import boot_id_if_told
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation, observe
 from ansible_collections.kvm.fleet.plugins.module_utils._proc import QemuProcess
+from ansible_collections.kvm.fleet.plugins.module_utils._save import ClockReport
 
 RESEND_SECONDS = 30
 """How long to wait before the power button is pressed again. A guest that is still booting misses the first press."""
 
 PING_SECONDS = 5
+
+SETTLE_SECONDS = 60
+"""How long libvirt may take to have a guest run on whose RAM it did not save."""
 
 
 class PowerState(str, Enum):
@@ -56,28 +66,64 @@ class PowerState(str, Enum):
     RESTARTED = "restarted"
 
 
+class Strategy(str, Enum):
+    """How a running domain comes to a new QEMU process."""
+
+    POWER_CYCLE = "power_cycle"
+    SAVE_RESTORE = "save_restore"
+    MIGRATE = "migrate"
+    AUTO = "auto"
+    """The gentlest of these that the domain allows."""
+
+
 class Step(str, Enum):
     SHUT_DOWN = "shut_down"
+    SAVE = "save"
+    MIGRATE = "migrate"
+    MIGRATE_BACK = "migrate_back"
     START = "start"
+    RESTORE = "restore"
     WAIT_FOR_AGENT = "wait_for_agent"
+    SET_CLOCK = "set_clock"
+
+
+DOWN = frozenset({Step.SHUT_DOWN, Step.SAVE, Step.MIGRATE})
+"""The steps that end a QEMU process."""
+
+UP = frozenset({Step.START, Step.RESTORE})
+"""The steps that begin one."""
 
 
 @dataclass(frozen=True)
 class PowerOptions:
-    """How to get there. Timeouts are in seconds; an ``agent_timeout`` of zero means not to wait for the agent."""
+    """How to get there. Timeouts are in seconds; an ``agent_timeout`` of zero means not to wait for the agent.
+
+    With ``keep_image``, a guest whose saved RAM is refused by the installed QEMU stays off, and its RAM is kept.
+    ``destinations`` are the URIs of hypervisors that it may be migrated to. With ``come_back``, it does not stay there.
+    """
 
     method: ShutdownMethod = ShutdownMethod.ACPI
     shutdown_timeout: float = 300
     force: bool = False
     agent_timeout: float = 300
+    strategy: Strategy = Strategy.POWER_CYCLE
+    save_timeout: float = 300
+    keep_image: bool = False
+    destinations: tuple[str, ...] = ()
+    come_back: bool = False
+    storage: Storage = Storage.SHARED
+    migrate_timeout: float = 600
 
     def check(self) -> None:
         """Raise InvalidRequest for numbers that cannot be meant."""
-        if self.shutdown_timeout <= 0 or self.agent_timeout < 0:
+        above_zero = (self.shutdown_timeout, self.save_timeout, self.migrate_timeout)
+        if min(above_zero) <= 0 or self.agent_timeout < 0:
             raise InvalidRequest(
-                f"a shutdown_timeout of {self.shutdown_timeout:g} s or an agent_timeout of {self.agent_timeout:g} s "
-                "cannot be meant",
-                remedy="Give a shutdown_timeout above zero, and an agent_timeout of zero or more.",
+                f"a shutdown_timeout of {self.shutdown_timeout:g} s, a save_timeout of {self.save_timeout:g} s, a "
+                f"migrate_timeout of {self.migrate_timeout:g} s or an agent_timeout of {self.agent_timeout:g} s cannot "
+                "be meant",
+                remedy="Give a shutdown_timeout, a save_timeout and a migrate_timeout above zero, and an agent_timeout "
+                "of zero or more.",
             )
 
 
@@ -93,6 +139,26 @@ class Transition:
         return {"state": self.state.value, "at": self.at}
 
 
+@dataclass(frozen=True)
+class Migration:
+    """Where a guest was migrated to, by a URI, and whether it is there or came back.
+
+    ``left_behind`` are the images that it no longer uses, since they were copied.
+    """
+
+    destination: str
+    came_back: bool
+    left_behind: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, object]:
+        """As results have it."""
+        return {
+            "destination": self.destination,
+            "came_back": self.came_back,
+            "left_behind": list(self.left_behind),
+        }
+
+
 @dataclass
 class PowerReport:
     """What happened. Fields stay None where something was not looked at or could not be told."""
@@ -103,8 +169,26 @@ class PowerReport:
     process_after: QemuProcess | None = None
     boot_id_before: str | None = None
     boot_id_after: str | None = None
+    strategy: Strategy | None = None
+    """By what it was restarted."""
+    closed: dict[Strategy, str] = field(default_factory=dict)
+    """The gentler strategies that were not open, where the gentlest was asked for, and why."""
+    off_for: float | None = None
+    """Seconds for which its processors stood still, as the hypervisor saw it."""
+    longest_gap: float | None = None
+    """Seconds for which it was away, as the guest saw it."""
+    clock: ClockReport | None = None
+    migration: Migration | None = None
+    pending: tuple[str, ...] = ()
+    """What was edited in the definition and waits for the next cold start."""
     warnings: list[str] = field(default_factory=list)
     """What somebody should know who wanted it done."""
+
+    def saw(self, state: DomainState, clock: Clock) -> DomainState:
+        """Note the domain's state when it is another than before, and return it."""
+        if not self.transitions or self.transitions[-1].state is not state:
+            self.transitions.append(Transition(state, timestamp(clock.now())))
+        return state
 
 
 @dataclass(frozen=True)
@@ -112,7 +196,7 @@ class Begun:
     """A restart that is on record: what ran before it, and what ran after it if it came to its end.
 
     A process of an earlier boot of the hypervisor is None, since it is gone; ``process_known`` tells that from one that
-    nobody could look at.
+    nobody could look at. A guest that has ``moved`` runs on another hypervisor after it, on whatever process.
     """
 
     process: QemuProcess | None
@@ -121,33 +205,57 @@ class Begun:
     ended: bool
     process_after: QemuProcess | None
     forced: bool
+    strategy: Strategy = Strategy.POWER_CYCLE
+    moved: bool = False
 
 
 def plan_again(observed: Observation, begun: Begun, options: PowerOptions) -> tuple[Step, ...]:
     """The steps that are left of a restart that is on record. Raises what ``plan`` raises.
 
-    A domain that is off was shut down by that restart. One that is on another process was started by it, or by
-    somebody else since; either way there is only the proof left. What still runs on the old process, or is outdated
-    again, is restarted.
+    A domain that is off was shut down by that restart, unless it was to be migrated: that ends no guest. One that is on
+    another process was started by it, or by somebody else since; either way there is only the proof left. What still
+    runs on the old process, or is outdated again, is restarted: by a power cycle, if it was asked to shut down before,
+    or it would be resumed to go off.
     """
+    saved = begun.strategy is Strategy.SAVE_RESTORE
     if begun.ended:
         process, after = observed.process, begun.process_after
-        still = process is not None and after is not None and process.is_same(after)
+        still = begun.moved or (process is not None and after is not None and process.is_same(after))
         current = observed.drift.state is not DriftState.DRIFTED
-        return () if still and current else plan(observed, PowerState.RESTARTED, options)
-    if observed.state not in ACTIVE_STATES:
-        return plan(observed, PowerState.STARTED, options)
+        enough = begun.strategy is Strategy.POWER_CYCLE or options.strategy is not Strategy.POWER_CYCLE
+        return () if still and current and enough else plan(observed, PowerState.RESTARTED, options)
+    if observed.state not in ACTIVE_STATES and begun.strategy is not Strategy.MIGRATE:
+        return (Step.RESTORE, *_afterwards(options)) if saved else plan(observed, PowerState.STARTED, options)
+    if is_on_its_way_down(observed, begun):
+        return plan(observed, PowerState.RESTARTED, replace(options, strategy=Strategy.POWER_CYCLE))
     unknown = observed.process is None or not begun.process_known
     outdated = observed.drift.state is DriftState.DRIFTED
-    if unknown or outdated or is_on_its_way_down(observed, begun):
+    if unknown or outdated or _still_runs(observed, begun):
         return plan(observed, PowerState.RESTARTED, options)
+    if saved:
+        return _afterwards(options)
     return (Step.WAIT_FOR_AGENT,) if options.agent_timeout else ()
+
+
+def _afterwards(options: PowerOptions) -> tuple[Step, ...]:
+    """The steps that follow once a saved domain runs again. Its clock is set by its agent."""
+    return (Step.WAIT_FOR_AGENT, Step.SET_CLOCK) if options.agent_timeout else ()
+
+
+def _still_runs(observed: Observation, begun: Begun) -> bool:
+    process = observed.process
+    return not begun.ended and process is not None and begun.process is not None and process.is_same(begun.process)
 
 
 def is_on_its_way_down(observed: Observation, begun: Begun) -> bool:
     """Whether the domain may have been asked to shut down by a restart that was cut off, and still runs."""
-    process = observed.process
-    return not begun.ended and process is not None and begun.process is not None and process.is_same(begun.process)
+    return begun.strategy is Strategy.POWER_CYCLE and _still_runs(observed, begun)
+
+
+def may_have_been_booted(observed: Observation, begun: Begun) -> bool:
+    """Whether a domain that was saved runs on another process, and its image is gone: resumed from it, or without."""
+    saved = begun.strategy is Strategy.SAVE_RESTORE and not begun.ended and not observed.managed_save
+    return saved and observed.state in ACTIVE_STATES and not _still_runs(observed, begun)
 
 
 def plan(observed: Observation, wanted: PowerState, options: PowerOptions) -> tuple[Step, ...]:
@@ -164,14 +272,19 @@ def plan(observed: Observation, wanted: PowerState, options: PowerOptions) -> tu
     require_running(observed.name, observed.state)
     if wanted is PowerState.STARTED:
         return ()
+    _require_safe_leave(observed)
+    if wanted is PowerState.RESTARTED and options.strategy is Strategy.SAVE_RESTORE:
+        return (Step.SAVE, Step.RESTORE, *_afterwards(options))
+    if wanted is PowerState.RESTARTED and options.strategy is Strategy.MIGRATE:
+        return (Step.MIGRATE, *((Step.MIGRATE_BACK,) if options.come_back else ()), *wait)
     _require_safe_shutdown(observed)
     return (Step.SHUT_DOWN,) if wanted is PowerState.STOPPED else (Step.SHUT_DOWN, Step.START, *wait)
 
 
-def _require_safe_shutdown(observed: Observation) -> None:
+def _require_safe_leave(observed: Observation) -> None:
     if not observed.persistent:
         raise DomainUnsafe(
-            f"domain {observed.name!r} is transient: shut down, it would be gone for good",
+            f"domain {observed.name!r} is transient: without its QEMU process, it would be gone for good",
             remedy="Make it persistent first: 'virsh dumpxml' it to a file and 'virsh define' that file.",
         )
     if observed.managed_save:
@@ -179,6 +292,9 @@ def _require_safe_shutdown(observed: Observation) -> None:
             f"domain {observed.name!r} runs and also has a managed save image: its next start would bring back old RAM",
             remedy="Remove the image with 'virsh managedsave-remove' if nobody needs it.",
         )
+
+
+def _require_safe_shutdown(observed: Observation) -> None:
     if observed.definition.restarts_on_poweroff:
         raise DomainUnsafe(
             f"domain {observed.name!r} is defined to restart when its guest powers off: it would never be off, and "
@@ -193,13 +309,13 @@ def check(hypervisor: Hypervisor, domain: Domain, steps: tuple[Step, ...], optio
 
     A guest whose agent is silent now would be silent after a restart as well, and nothing would prove that it came up.
     """
-    agent_is_needed = Step.SHUT_DOWN in steps and (
+    agent_is_needed = not DOWN.isdisjoint(steps) and (
         Step.WAIT_FOR_AGENT in steps or options.method is ShutdownMethod.AGENT
     )
     if agent_is_needed:
         agent = GuestAgent(domain, hypervisor.clock)
         agent.ping()
-        if options.method is ShutdownMethod.AGENT:
+        if options.method is ShutdownMethod.AGENT and Step.SHUT_DOWN in steps:
             agent.require("guest-shutdown")
 
 
@@ -216,33 +332,44 @@ def apply(
 ) -> PowerReport:
     """Carry the steps out and prove them; those of a restart that was ``begun`` by what was known before it.
 
-    ``intend`` is told what runs before the domain is first asked to shut down, ``started`` is called as soon as it is
-    up again. ``meanwhile`` is done just before the domain is started; where it fails, the domain is started all the
-    same, and its error is raised after that.
+    ``intend`` is told what runs before the domain is first asked to shut down, or saved; ``started`` is called as soon
+    as it is up again. ``meanwhile`` is done just before the domain is started; where it fails, the domain is started
+    all the same, and its error is raised after that. From the request to shut down until it is started, nothing that
+    can wait interrupts this.
     Errors carry the transitions seen so far, and say in which state the domain is left.
     """
     cycle = _Cycle(hypervisor, domain, steps, options, begun=begun, intend=intend, started=started)
     try:
-        if begun and Step.SHUT_DOWN not in steps:
+        if begun and DOWN.isdisjoint(steps):
             cycle.go_on(begun)
-        if Step.START in steps:
-            start = steps.index(Step.START)
-            cycle.run(*steps[:start])
-            try:
-                meanwhile()
-            finally:
-                cycle.run(*steps[start:])
+        returning = [number for number, step in enumerate(steps) if step in UP]
+        if returning:
+            [start] = returning
+            with ExitStack() as until_started:
+                until_started.enter_context(hypervisor.uninterrupted())
+                cycle.run(*steps[:start])
+                try:
+                    meanwhile()
+                finally:
+                    cycle.run(steps[start])
+                    until_started.close()
+                    cycle.run(*steps[start + 1 :])
         else:
             cycle.run(*steps)
+        cycle.take_pulse()
         cycle.prove()
-    except FleetError as error:
+    except FleetError as met:
+        error = cycle.first_cause(met)
         if isinstance(error.__context__, FleetError) and error.__cause__ is None:
             error.evidence["while_off"] = error.__context__.message
         error.evidence["transitions"] = [transition.facts() for transition in cycle.report.transitions]
         error.evidence["forced"] = cycle.report.forced
-        if cycle.report.transitions[-1].state not in ACTIVE_STATES and not isinstance(error, StartFailed):
+        told = isinstance(error, (StartFailed, SavedStateRefused))
+        if cycle.report.transitions[-1].state not in ACTIVE_STATES and not told:
             error.remedy += f" The guest is off: 'virsh start {cycle.quoted}' brings it back."
-        raise
+        if error is met:
+            raise
+        raise error from met
     return cycle.report
 
 
@@ -265,7 +392,14 @@ class _Cycle:
         self._begun = begun
         self._intend = intend
         self._started = started
-        self._to_prove = Step.START in steps
+        self._to_prove = not UP.isdisjoint(steps)
+        self._saved = Step.RESTORE in steps
+        self._boots = not self._saved
+        self._refusal: SavedStateRefused | None = None
+        self._left_at: float | None = None
+        self._clock_offset: float | None = None
+        # A restart that was cut off may have left its heartbeat in the guest.
+        self._beats = begun is not None and Step.WAIT_FOR_AGENT in steps
         self._hypervisor = hypervisor
         self._clock = hypervisor.clock
         self._domain = domain
@@ -277,32 +411,55 @@ class _Cycle:
         """The domain has been shut down by then, and what ran before was noted."""
         self.report.process_before, self.report.boot_id_before = begun.process, begun.boot_id
         self._to_prove = True
+        self._saved = begun.strategy is Strategy.SAVE_RESTORE
+        self._boots = begun.strategy is Strategy.POWER_CYCLE
         if self.report.transitions[-1].state in ACTIVE_STATES:
             self._started()
 
     def run(self, *steps: Step) -> None:
-        acts = {Step.SHUT_DOWN: self._shut_down, Step.START: self._start, Step.WAIT_FOR_AGENT: self._wait_for_agent}
+        acts = {
+            Step.SHUT_DOWN: self._shut_down,
+            Step.SAVE: self._save,
+            Step.START: self._start,
+            Step.RESTORE: self._restore,
+            Step.WAIT_FOR_AGENT: self._wait_for_agent,
+            Step.SET_CLOCK: self._set_clock,
+        }
         for step in steps:
             acts[step]()
 
     def _look(self) -> DomainState:
-        """The domain's state, noted when it is another than before."""
-        state = self._domain.state()
-        if not self.report.transitions or self.report.transitions[-1].state is not state:
-            self.report.transitions.append(Transition(state, timestamp(self._clock.now())))
-        return state
+        return self.report.saw(self._domain.state(), self._clock)
 
-    def _shut_down(self) -> None:
+    def _prepare(self) -> None:
         self.report.process_before = observe(self._hypervisor, self._domain).process
         if Step.WAIT_FOR_AGENT in self._steps:
             self.report.boot_id_before = self._boot_id_before()
         self._intend(self.report)
+        # Who has told its boot id lets commands be run.
+        self._beats = self.report.boot_id_before is not None and _heartbeat.start(self._agent)
+
+    def take_pulse(self) -> None:
+        """Note for how long the guest was away, by its own clock, which is of use only where that goes right again."""
+        if not self._beats:
+            return
+        gap = _heartbeat.stop(self._agent)
+        goes_right = not self._saved or (self.report.clock is not None and self.report.clock.set)
+        self.report.longest_gap = gap if goes_right else None
+
+    def _shut_down(self) -> None:
+        self._prepare()
         deadline = Deadline(self._clock, self._options.shutdown_timeout)
         asked_at: float | None = None
         for _tick in ticks(deadline, self._clock):
-            if self._look() not in ACTIVE_STATES:
+            state = self._look()
+            if state not in ACTIVE_STATES:
+                self._left_at = self._clock.monotonic()
                 return
             if asked_at is None or self._may_ask_again(deadline.elapsed - asked_at):
+                if state is DomainState.PAUSED:
+                    # QEMU pauses a guest whose disk has no room to grow, and libvirt does not shut down a paused one.
+                    require_running(self._domain.name, state)
                 asked_at = deadline.elapsed
                 self._ask_to_shut_down()
         if not self._options.force:
@@ -314,6 +471,7 @@ class _Cycle:
             )
         self._unless_off(self._domain.destroy)
         self.report.forced = True
+        self._left_at = self._clock.monotonic()
         self._look()
 
     def _may_ask_again(self, since: float) -> bool:
@@ -347,6 +505,11 @@ class _Cycle:
         except LibvirtFailed as error:
             if self._look() not in ACTIVE_STATES:  # or somebody else has started it meanwhile
                 raise self._not_started(error) from error
+        self._has_started()
+
+    def _has_started(self) -> None:
+        if self._left_at is not None:
+            self.report.off_for = self._clock.monotonic() - self._left_at
         self._look()
         self._started()
 
@@ -354,7 +517,8 @@ class _Cycle:
         try:
             self._domain.start()
         except (HypervisorUnavailable, LibvirtFailed) as error:
-            raise self._not_started(error) from error
+            if self._look() not in ACTIVE_STATES:  # or libvirt was restarted once it had started the domain
+                raise self._not_started(error) from error
 
     def _not_started(self, error: FleetError) -> StartFailed:
         return StartFailed(
@@ -362,6 +526,130 @@ class _Cycle:
             remedy=f"Mend what libvirt complains about, then 'virsh start {self.quoted}' brings it back.",
             evidence=error.evidence,
         )
+
+    # --- with its RAM saved -------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        self.report.pending = pending_edits(self._domain.xml(), self._domain.persistent_xml())
+        if Step.SET_CLOCK in self._steps:
+            self._clock_offset = _save.clock_offset(self._agent, self._clock)
+        self._prepare()
+        self._left_at = self._clock.monotonic()
+        try:
+            self._domain.save(self._options.save_timeout)
+        except FleetError as error:
+            if self._settled() in ACTIVE_STATES:
+                raise self._not_saved(error) from error
+        self._look()
+
+    def _settled(self) -> DomainState:
+        """The domain's state once libvirt has brought a save to its end, or back."""
+        for _tick in ticks(Deadline(self._clock, SETTLE_SECONDS), self._clock):
+            if self._look() is not DomainState.PAUSED:
+                break
+        return self._look()
+
+    def _not_saved(self, error: FleetError) -> SaveFailed:
+        # libvirt removes what it has not written to the end, unless it was itself ended meanwhile.
+        if self._domain.has_managed_save():
+            self._domain.remove_managed_save()
+        self.take_pulse()
+        state = self._look()
+        if state in ACTIVE_STATES:  # as good as started: who shuts it down from now on wants it off
+            self._started()
+        return SaveFailed(
+            f"the RAM of domain {self._domain.name!r} was not saved, and the domain is "
+            f"{state.value.replace('_', ' ')} as before: {error.message}",
+            remedy=f"'virsh resume {self.quoted}' has it go on."
+            if state is DomainState.PAUSED
+            else "Mend what libvirt complains about, or give it a longer save_timeout if it was called off, or "
+            "power-cycle the guest, which saves nothing.",
+            evidence=error.evidence,
+        )
+
+    def _restore(self) -> None:
+        if not self._domain.has_managed_save():
+            self._start()  # somebody has removed the image, and the proof tells what that comes to
+            return
+        problem = self._resume()
+        if problem is None:
+            self._has_started()
+        else:
+            self._start_anew(problem)
+
+    def _resume(self) -> FleetError | None:
+        """Start the domain from its image. Returns why that is not to be done, when it was tried twice."""
+        problem: FleetError | None = None
+        for _try in range(2):
+            try:
+                self._domain.start()
+            except (HypervisorUnavailable, LibvirtFailed) as error:
+                if self._look() in ACTIVE_STATES:  # libvirt was restarted, or somebody else has started it
+                    return None
+                problem = error
+            else:
+                return None
+        return problem
+
+    def _start_anew(self, problem: FleetError) -> None:
+        """Bring a guest back whose image is refused, as after a power loss.
+
+        Its RAM is kept until the guest runs without it. So it is lost only where nothing but the image was to blame.
+        """
+        refused = f"domain {self._domain.name!r} is not resumed from its saved RAM by the installed QEMU"
+        keeps = (
+            f"Put the QEMU back that it was saved by: 'virsh start {self.quoted}' resumes it then. Or start it anew, "
+            f"as after a power loss: 'virsh start --force-boot {self.quoted}' discards its RAM."
+        )
+        evidence = {**problem.evidence, "qemu": problem.message}
+        if self._options.keep_image:
+            raise SavedStateRefused(
+                f"{refused}: {problem.message}. It is off, and its RAM was kept",
+                remedy=keeps,
+                evidence={**evidence, "started_anew": False},
+            )
+        try:
+            with _save.set_aside(_save.save_directory(self._hypervisor.uri) / f"{self._domain.name}.save"):
+                self._try_to_start()
+        except (StartFailed, OSError) as error:
+            why = error.message if isinstance(error, StartFailed) else str(error)
+            raise SavedStateRefused(
+                f"{refused}: {problem.message}. Without it, it is not started either, so its RAM was kept: {why}",
+                remedy=keeps,
+                evidence={**evidence, "started_anew": False},
+            ) from error
+        self._refusal = SavedStateRefused(
+            f"{refused}: {problem.message}. Its RAM was discarded and it was started anew, as after a power loss: what "
+            "it had not written to its disks is lost",
+            remedy="See that what the guest does came up again. Power-cycle other guests on this hypervisor instead of "
+            "saving them.",
+            evidence={**evidence, "started_anew": True},
+        )
+        # Before all else that may fail: with the image, its next start would bring back old RAM on newer disks.
+        try:
+            self._domain.remove_managed_save()
+        except FleetError as error:
+            self._refusal.evidence["image_left"] = error.message
+            self._refusal.remedy += (
+                f" And first 'virsh managedsave-remove {self.quoted}', which failed ({error.message}): its next start "
+                "would bring back the old RAM, and damage its disks."
+            )
+        self._has_started()
+
+    def first_cause(self, error: FleetError) -> FleetError:
+        """What has to be told: that RAM was lost comes before anything that was found afterwards."""
+        if self._refusal is None or error is self._refusal:
+            return error
+        self._refusal.evidence["afterwards"] = error.message
+        self._refusal.evidence["afterwards_code"] = error.error_code
+        self._refusal.remedy += f" And: {error.message}. {error.remedy}"
+        return self._refusal
+
+    def _set_clock(self) -> None:
+        if self._refusal is None:  # what boots sets its clock by itself
+            self.report.clock = _save.set_clock(self._agent, self._clock, self._clock_offset)
+
+    # --- the agent, and the proof -------------------------------------------------------------------
 
     def _wait_for_agent(self) -> None:
         deadline = Deadline(self._clock, self._options.agent_timeout)
@@ -386,7 +674,7 @@ class _Cycle:
         try:
             self._agent.ping(PING_SECONDS)
             if self.report.boot_id_before is not None:
-                self.report.boot_id_after = self._boot_id()
+                self.report.boot_id_after = boot_id_if_told(self._agent)
         except (CommandKilled, CommandResultLost, CommandTimeout, DomainNotRunning):
             return False
         except FleetError as error:
@@ -398,20 +686,20 @@ class _Cycle:
     def _boot_id_before(self) -> str | None:
         """Of a guest that an earlier run has asked to shut down, the agent may be gone: that run has noted it."""
         try:
-            return self._boot_id()
+            return boot_id_if_told(self._agent)
         except FleetError:
             if self._begun is None or self._begun.ended:
                 raise
             return self._begun.boot_id
 
-    def _boot_id(self) -> str | None:
-        try:
-            return boot_id(self._agent)
-        except AgentCommandBlocked:
-            return None  # a guest that only answers pings is restarted all the same; the QEMU process is proof enough
-
     def prove(self) -> None:
-        """Raise ProofFailed unless a started domain has a QEMU process, which is new, as its guest's boot is."""
+        """Raise ProofFailed unless a started domain has a QEMU process, which is new, as its guest's boot is.
+
+        One whose RAM was saved, or sent to where it is, still has the old boot. Raises SavedStateRefused where that was
+        not to be had.
+        """
+        if self._refusal is not None:
+            raise self._refusal
         if not self._to_prove:
             return
         report = self.report
@@ -428,13 +716,30 @@ class _Cycle:
                 f"domain {self._domain.name!r} was restarted and still has QEMU process {report.process_after.pid}",
                 remedy="Look at libvirt's log: the shutdown may have been turned into a reboot.",
             )
-        if report.boot_id_before is not None and report.boot_id_before == report.boot_id_after:
+        if not self._boots:
+            self._prove_the_same_boot()
+        elif report.boot_id_before is not None and report.boot_id_before == report.boot_id_after:
             raise ProofFailed(
                 f"domain {self._domain.name!r} has a new QEMU process and its guest still has the old boot id",
                 remedy="See whether libvirt restored a saved image of it ('virsh dominfo': managed save).",
             )
 
+    def _prove_the_same_boot(self) -> None:
+        before, after = self.report.boot_id_before, self.report.boot_id_after
+        same = before == after if before and after else self._domain.was_restored()
+        if not same:
+            raise ProofFailed(
+                f"domain {self._domain.name!r} runs, and was not resumed from its saved RAM: its guest has booted, as "
+                "after a power loss"
+                if self._saved
+                else f"domain {self._domain.name!r} was being migrated, and its guest has booted since",
+                remedy="See that what the guest does came up again, and in libvirt's log why the image was not used: "
+                "it may have been removed, or not been written to its end."
+                if self._saved
+                else "See that what the guest does came up again, and in libvirt's log who has started it.",
+            )
+
     @property
     def quoted(self) -> str:
-        """The domain's name for a shell, after a virsh command; '--' keeps a leading dash from being an option."""
-        return ("-- " if self._domain.name.startswith("-") else "") + shlex.quote(self._domain.name)
+        """The domain's name for a shell, after a virsh command."""
+        return quoted(self._domain.name)

@@ -55,7 +55,7 @@ class RebootState:
 
 def reboot_state(agent: GuestAgent) -> RebootState:
     """Ask the guest."""
-    return parse_reboot_facts(output_of(agent, shell_script(LOOK, timeout=60)).splitlines())
+    return parse_reboot_facts(output_of(agent, shell_script(LOOK, timeout=60, terse=True)).splitlines())
 
 
 def parse_reboot_facts(lines: Iterable[str]) -> RebootState:

@@ -12,6 +12,7 @@ finds there and goes on from.
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
@@ -19,7 +20,13 @@ from enum import Enum
 from typing import Any, TypeVar
 
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import parse_timestamp
-from ansible_collections.kvm.fleet.plugins.module_utils._errors import GuestLeased, InvalidRequest, LeaseLost
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
+    DomainUnsafe,
+    GuestLeased,
+    InvalidRequest,
+    LeaseLost,
+    RollbackUnfinished,
+)
 from ansible_collections.kvm.fleet.plugins.module_utils._packages import PackageChange, compose
 
 SCHEMA = 1
@@ -36,10 +43,36 @@ class StepName(str, Enum):
     SNAPSHOT = "snapshot"
     UPGRADE = "upgrade"
     RESTART = "restart"
+    ROLLBACK = "rollback"
 
+
+REVERTED = "reverted"
+"""In a rollback's result, while it is open: that the guest is back at the snapshot."""
+
+WAY_BACK = "way_back"
+"""In a baseline: the snapshot that the work before this one can be rolled back to, see ``way_back``."""
+
+FREEZES = "freezes"
+"""In a snapshot's result, until it is made: that the guest's file systems are frozen for it, and nobody has seen them
+thawed."""
+
+FILES = "files"
+"""In a snapshot's result, until it is made: the files that it was to consist of."""
 
 STARTED = "started"
 """In a restart's result, while it is open: that the guest was started again."""
+
+STRATEGY = "strategy"
+"""In a restart's intent: by what the guest comes to a new QEMU."""
+
+GENTLE = ("save_restore", "migrate")
+"""The strategies after which a guest still runs what it ran before: no restart as far as its packages go."""
+
+DESTINATION = "destination"
+"""In a restart's intent: the URI of the hypervisor that the guest is migrated to."""
+
+MOVED = "moved"
+"""In a restart's result: whether the guest runs elsewhere: it has left and has not come back, or is in two places."""
 
 
 class StepStatus(str, Enum):
@@ -129,13 +162,18 @@ class Record:
         Work that failed was told of, and the next run begins anew. But a guest that was asked to shut down and was
         not started again may be off for this reason alone, and one whose packages were upgraded would not be restarted
         for that by a run that finds nothing left to upgrade. An upgrade that nobody has brought to its end is left
-        whatever was told: it may still be at work in the guest, and the snapshot before it is the one to go back to.
+        whatever was told: it may still be at work in the guest, and the snapshot before it is the one to go back to. So
+        are a rollback that was cut off, and a migration, as long as nobody knows where the guest is. Files of a
+        snapshot that was not made may be what the guest writes to, and one that is frozen can do nothing: both are
+        looked at by the next run.
         """
         if self.ended is None:
             return bool(self.steps)
-        if self.upgrade_is_left:
+        if self.upgrade_is_left or self.rollback_is_open or self.migration_is_open:
             return True
-        return self.ended.outcome == "failed" and (self.shut_down_by_us or self.restart_is_owed)
+        if self.files_begun or self.may_be_frozen:
+            return True
+        return self.ended.outcome in MAY_BE_DOWN and (self.shut_down_by_us or self.restart_is_owed)
 
     @property
     def upgrade_is_left(self) -> bool:
@@ -144,16 +182,48 @@ class Record:
         return step is not None and step.status is not StepStatus.DONE
 
     @property
+    def rollback_is_open(self) -> bool:
+        """Whether a rollback was cut off, or libvirt failed at it.
+
+        Nobody knows whether the guest is back at the snapshot, and it may be off.
+        """
+        step = self.last(StepName.ROLLBACK)
+        return step is not None and step.status is StepStatus.OPEN
+
+    @property
+    def files_begun(self) -> tuple[str, ...]:
+        """The files of a snapshot that was not made, as far as anybody has told."""
+        step = self.last(StepName.SNAPSHOT)
+        return () if step is None or step.status is StepStatus.DONE else tuple(step.result.get(FILES, ()))
+
+    @property
+    def may_be_frozen(self) -> bool:
+        """Whether the guest's file systems were frozen for a snapshot, and nobody has seen them thawed."""
+        step = self.last(StepName.SNAPSHOT)
+        return step is not None and step.status is not StepStatus.DONE and step.result.get(FREEZES) is True
+
+    @property
     def restart_is_open(self) -> bool:
         """Whether a restart was cut off: the guest is on its way down, off, or on its way up."""
         step = self.last(StepName.RESTART)
         return step is not None and step.status is StepStatus.OPEN
 
     @property
-    def shut_down_by_us(self) -> bool:
-        """Whether the guest, if it is off, is off because a run has shut it down."""
+    def migration_is_open(self) -> bool:
+        """Whether a migration was cut off: the guest is here, or where it was going."""
         step = self.last(StepName.RESTART)
-        return step is not None and step.status is not StepStatus.DONE and not step.result.get(STARTED)
+        return step is not None and step.status is StepStatus.OPEN and DESTINATION in step.intent
+
+    @property
+    def shut_down_by_us(self) -> bool:
+        """Whether the guest, if it is off, is off because a run has shut it down.
+
+        A migration shuts nothing down. What is off after one may run elsewhere, and must not be started here.
+        """
+        step = self.last(StepName.RESTART)
+        if step is None or step.status is StepStatus.DONE:
+            return False
+        return not step.result.get(STARTED) and DESTINATION not in step.intent
 
     @property
     def restart_is_owed(self) -> bool:
@@ -163,8 +233,16 @@ class Record:
             if step.status is StepStatus.DONE and step.name is StepName.UPGRADE:
                 owed = owed or bool(step.result["packages"])
             elif step.status is StepStatus.DONE and step.name is StepName.RESTART:
-                owed = False
+                owed = owed and step.intent.get(STRATEGY) in GENTLE
         return owed
+
+    @property
+    def went_to(self) -> str | None:
+        """The URI of the hypervisor that the guest was migrated to, or by way of which it was when that was cut off."""
+        step = self.last(StepName.RESTART)
+        if step is None or not (step.status is StepStatus.OPEN or step.result.get(MOVED)):
+            return None
+        return None if DESTINATION not in step.intent else str(step.intent[DESTINATION])
 
     def last(self, name: StepName) -> Step | None:
         """The latest step of this name."""
@@ -176,9 +254,27 @@ class Record:
         return tuple(other for other in later if other.name is StepName.UPGRADE)
 
 
+OUTCOMES = (
+    *("unchanged", "changed", "upgraded", "restarted", "repaired", "rolled_back"),
+    *("rollback_failed", "failed", "refused"),
+)
+"""What may become of a guest that a run has worked on."""
+
+HEALTHY = frozenset({"unchanged", "changed", "upgraded", "restarted", "repaired", "rolled_back"})
+"""Those of them that a guest has proved to be well by."""
+
+MAY_BE_DOWN = frozenset({"failed", "rollback_failed"})
+"""Those of them after which nobody knows how the guest is."""
+
+TAKE_OVER = "take_over of kvm.fleet.guest_lease"
+
+
 @dataclass(frozen=True)
 class Claim:
-    """Who wants to work on which guest. ``take_over`` names runs whose lease is to be taken although it is young."""
+    """Who wants to work on which guest. ``take_over`` names runs whose lease is to be taken although it is young.
+
+    ``take_over_setting`` is where whoever wants it names them. ``rolls_back`` tells whether it is to be rolled back.
+    """
 
     domain: str
     uuid: str
@@ -186,6 +282,8 @@ class Claim:
     owner: str
     ttl: float
     take_over: tuple[str, ...] = ()
+    take_over_setting: str = TAKE_OVER
+    rolls_back: bool = False
 
     def check(self) -> None:
         """Raise InvalidRequest for what cannot be meant."""
@@ -204,6 +302,8 @@ class Claim:
 def take(record: Record | None, claim: Claim, baseline: Callable[[], Facts], now: Moment) -> Record:
     """The record under the lease of the claim. Raises GuestLeased while another run's lease is young.
 
+    Raises RollbackUnfinished where a rollback was cut off and the claim is for something else.
+
     To be called while no other module works on the guest. What an earlier run has left unfinished stays, to be gone on
     with; what has come to an end makes place for a new record, whose ``baseline`` is looked at now.
     """
@@ -212,11 +312,36 @@ def take(record: Record | None, claim: Claim, baseline: Callable[[], Facts], now
     if held and held.run == claim.run:
         lease = replace(lease, taken=held.taken)
     elif held and held.is_young(now) and held.run not in claim.take_over:
-        raise leased(claim.domain, held, now)
+        raise leased(claim.domain, held, now, take_over_setting=claim.take_over_setting)
+    elif record and record.rollback_is_open and not claim.rolls_back:
+        raise _rollback_unfinished(claim.domain, record)
     if record is None or not record.unfinished:
-        return Record(claim.domain, claim.uuid, lease, (), baseline(), (), None)
+        earlier = way_back(record) if record else None
+        found = {**baseline(), WAY_BACK: earlier} if earlier else baseline()
+        return Record(claim.domain, claim.uuid, lease, (), found, (), None)
     others = (held,) if held and held.run != claim.run else ()
     return replace(record, domain=claim.domain, lease=lease, earlier=(*record.earlier, *others), ended=None)
+
+
+def _rollback_unfinished(domain: str, record: Record) -> RollbackUnfinished:
+    back = way_back(record) or {}
+    return RollbackUnfinished(
+        f"a rollback of guest {domain!r} to snapshot {back['snapshot']!r} has not come to its end",
+        remedy="Run kvm.fleet.rollback on it by its name, confirmed (rollback_confirm: true): it goes on from there.",
+        evidence={"snapshot": back["snapshot"]},
+    )
+
+
+def brought(record: Record, other: Record) -> Record:
+    """The record of a guest that has come from another hypervisor, by what was on record there.
+
+    Work that is on record here, and not only the lease of the run, goes before it.
+    """
+    if record.steps:
+        return record
+    return replace(
+        other, domain=record.domain, lease=record.lease, earlier=(*other.earlier, *record.earlier), ended=None
+    )
 
 
 def renew(record: Record | None, domain: str, run: str, now: Moment) -> Record:
@@ -247,7 +372,9 @@ def release(record: Record, lease: Lease, outcome: str, error: Facts | None, now
     return replace(released, earlier=(*record.earlier, lease)) if released.unfinished else released
 
 
-def leased(domain: str, lease: Lease | None, now: Moment, *, at_work: bool = False) -> GuestLeased:
+def leased(
+    domain: str, lease: Lease | None, now: Moment, *, at_work: bool = False, take_over_setting: str = TAKE_OVER
+) -> GuestLeased:
     """The refusal of a guest that another run works on."""
     evidence: dict[str, object] = {"at_work": at_work}
     busy = "a task of this collection works on it at this moment"
@@ -263,8 +390,23 @@ def leased(domain: str, lease: Lease | None, now: Moment, *, at_work: bool = Fal
         f"guest {domain!r} is under the lease of run {lease.run}, which {lease.owner} took at {lease.taken}; {heard}",
         remedy="Wait for that run to end. If it is dead, its lease ends "
         + (f"{left:.0f} s from now" if left else "with its task")
-        + f"; who knows for sure can take it over before (upgrade_take_over={lease.run}).",
+        + f"; who knows for sure can have it taken over before ({take_over_setting}: {lease.run}).",
         evidence=evidence,
+    )
+
+
+def may_run_elsewhere(domain: str, destination: str) -> DomainUnsafe:
+    """The refusal of a guest that is off here, and was migrated to this destination, or on its way there.
+
+    What is off here then has the disks of a guest that may run.
+    """
+    return DomainUnsafe(
+        f"domain {domain!r} is off, and a run has migrated it to {destination}, or was cut off while it did: it may "
+        "run there on the same disks",
+        remedy=f"Look for it there: virsh -c {shlex.quote(destination)} list --all. If it runs there, undefine it "
+        "here, which leaves its disks alone. If nothing there has it, start it here first: virsh start -- "
+        f"{shlex.quote(domain)}",
+        evidence={"moved_to": destination},
     )
 
 
@@ -299,8 +441,29 @@ def keep(record: Record, facts: Facts) -> Record:
 
 
 def forget(record: Record) -> Record:
-    """The record of a guest that was brought back to before all steps."""
-    return replace(record, steps=())
+    """The record of a guest that was brought back to before all steps. The way back there stays known."""
+    return replace(record, steps=(), baseline={**record.baseline, WAY_BACK: way_back(record)})
+
+
+def reverted(record: Record) -> Record:
+    """The record in the middle of a rollback, once the guest is back at the snapshot: what came before is undone."""
+    undone = tuple(step for step in record.steps if step is record.last(StepName.ROLLBACK))
+    return note(replace(forget(record), steps=undone), StepName.ROLLBACK, {REVERTED: True})
+
+
+def way_back(record: Record) -> Facts | None:
+    """What a rollback goes back to, if no other is named: the ``snapshot``, and the ``failed_units`` before it.
+
+    The latter are None where nobody has asked. That of a rollback that was begun; else what the work on record has
+    made; else what the work before it had.
+    """
+    rollback, snapshot = record.last(StepName.ROLLBACK), record.last(StepName.SNAPSHOT)
+    if rollback and rollback.status is StepStatus.OPEN:
+        return {"snapshot": rollback.intent["snapshot"], "failed_units": rollback.intent["failed_units"]}
+    if snapshot and snapshot.status is StepStatus.DONE:
+        return {"snapshot": snapshot.intent["name"], "failed_units": record.baseline.get("failed_units")}
+    earlier: Facts | None = record.baseline.get(WAY_BACK)
+    return earlier
 
 
 KEEP_SECONDS = 24 * 3600
@@ -333,7 +496,7 @@ class Malformed(ValueError):
 
 def serialise(record: Record) -> str:
     """The record as JSON for ``parse``."""
-    return json.dumps({"schema": SCHEMA, **facts(record)}, indent=1) + "\n"
+    return dump(facts(record))
 
 
 def facts(record: Record) -> dict[str, Any]:
@@ -343,6 +506,20 @@ def facts(record: Record) -> dict[str, Any]:
 
 def parse(text: str) -> Record:
     """The record in a text. Raises Malformed for whatever ``serialise`` does not write."""
+    fields = load(text, *Record.__dataclass_fields__)
+    return Record(
+        domain=typed(str, fields["domain"]),
+        uuid=typed(str, fields["uuid"]),
+        lease=None if fields["lease"] is None else lease_from(fields["lease"]),
+        earlier=tuple(lease_from(lease) for lease in typed(list, fields["earlier"])),
+        baseline=typed(dict, fields["baseline"]),
+        steps=tuple(_step(step) for step in typed(list, fields["steps"])),
+        ended=None if fields["ended"] is None else _ending(fields["ended"]),
+    )
+
+
+def load(text: str, *names: str) -> dict[str, Any]:
+    """The fields of a JSON text of the schema that is known. Raises Malformed."""
     try:
         found = json.loads(text)
     except ValueError as error:
@@ -350,51 +527,51 @@ def parse(text: str) -> Record:
     schema = found.get("schema") if isinstance(found, dict) else None
     if isinstance(schema, int) and schema > SCHEMA:
         raise Malformed(f"it was written by a newer version of this collection (schema {schema}, known is {SCHEMA})")
-    fields = _fields(found, "schema", *Record.__dataclass_fields__)
-    if _is(int, fields["schema"]) != SCHEMA:
+    fields = fields_of(found, "schema", *names)
+    if typed(int, fields["schema"]) != SCHEMA:
         raise Malformed(f"its schema is {schema!r}")
-    return Record(
-        domain=_is(str, fields["domain"]),
-        uuid=_is(str, fields["uuid"]),
-        lease=None if fields["lease"] is None else _lease(fields["lease"]),
-        earlier=tuple(_lease(lease) for lease in _is(list, fields["earlier"])),
-        baseline=_is(dict, fields["baseline"]),
-        steps=tuple(_step(step) for step in _is(list, fields["steps"])),
-        ended=None if fields["ended"] is None else _ending(fields["ended"]),
-    )
+    return fields
 
 
-def _fields(found: object, *names: str) -> dict[str, Any]:
-    fields: dict[str, Any] = _is(dict, found)
+def dump(facts: Facts) -> str:
+    """A JSON text for ``load``."""
+    return json.dumps({"schema": SCHEMA, **facts}, indent=1) + "\n"
+
+
+def fields_of(found: object, *names: str) -> dict[str, Any]:
+    """The fields of a JSON object that has to have these. Raises Malformed."""
+    fields: dict[str, Any] = typed(dict, found)
     if set(fields) != set(names):
         raise Malformed(f"its fields are {sorted(fields)}")
     return fields
 
 
-def _is(kind: type[_T], value: object) -> _T:
+def typed(kind: type[_T], value: object) -> _T:
+    """The value, which has to be of this kind. Raises Malformed."""
     if not isinstance(value, kind) or isinstance(value, bool):
         raise Malformed(f"{value!r} is no {kind.__name__}")
     return value
 
 
 def _number(value: object) -> float:
-    return float(value) if isinstance(value, int) and not isinstance(value, bool) else _is(float, value)
+    return float(value) if isinstance(value, int) and not isinstance(value, bool) else typed(float, value)
 
 
-def _lease(found: object) -> Lease:
-    fields = _fields(found, *Lease.__dataclass_fields__)
-    texts = {name: _is(str, fields[name]) for name in ("run", "owner", "taken", "boot_id")}
+def lease_from(found: object) -> Lease:
+    """A lease in JSON. Raises Malformed."""
+    fields = fields_of(found, *Lease.__dataclass_fields__)
+    texts = {name: typed(str, fields[name]) for name in ("run", "owner", "taken", "boot_id")}
     return Lease(**texts, heartbeat=_number(fields["heartbeat"]), ttl=_number(fields["ttl"]))
 
 
 def _ending(found: object) -> Ending:
-    fields = _fields(found, *Ending.__dataclass_fields__)
-    texts = {name: _is(str, fields[name]) for name in ("run", "at", "outcome")}
-    return Ending(**texts, error=None if fields["error"] is None else _is(dict, fields["error"]))
+    fields = fields_of(found, *Ending.__dataclass_fields__)
+    texts = {name: typed(str, fields[name]) for name in ("run", "at", "outcome")}
+    return Ending(**texts, error=None if fields["error"] is None else typed(dict, fields["error"]))
 
 
 def _step(found: object) -> Step:
-    fields = _fields(found, *Step.__dataclass_fields__)
+    fields = fields_of(found, *Step.__dataclass_fields__)
     try:
         name, status = StepName(fields["name"]), StepStatus(fields["status"])
     except ValueError as error:
@@ -402,11 +579,11 @@ def _step(found: object) -> Step:
     return Step(
         name=name,
         status=status,
-        run=_is(str, fields["run"]),
-        begun=_is(str, fields["begun"]),
-        ended=None if fields["ended"] is None else _is(str, fields["ended"]),
-        intent=_is(dict, fields["intent"]),
-        result=_is(dict, fields["result"]),
+        run=typed(str, fields["run"]),
+        begun=typed(str, fields["begun"]),
+        ended=None if fields["ended"] is None else typed(str, fields["ended"]),
+        intent=typed(dict, fields["intent"]),
+        result=typed(dict, fields["result"]),
     )
 
 
@@ -449,4 +626,5 @@ def resumed(record: Record) -> dict[str, Any] | None:
         "restarted": restart is not None and restart.status is StepStatus.DONE,
         "restarting": record.restart_is_open,
         "forced": restart is not None and restart.result.get("forced") is True,
+        "strategy": restart.intent.get(STRATEGY) if restart else None,
     }

@@ -33,6 +33,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._policy_ways import (
     audit_facts,
     change_files,
     kept_in_guest,
+    tell_of_copies,
 )
 
 
@@ -316,6 +317,7 @@ def repair_agent(image: Image, domain: Domain, audit: Audit | None, run: str | N
         change_files(image.files, kept, announce)
     except FleetError as error:
         if audit and began:
+            tell_of_copies(error, kept)
             audit.add("failed", {**facts, "error_code": error.error_code, "msg": error.message})
         raise
     if audit and kept:

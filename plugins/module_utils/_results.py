@@ -9,10 +9,12 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+from ansible_collections.kvm.fleet.plugins.module_utils import _external, _record, _snapshot
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import FileSystem
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import timestamp
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import SnapshotRecord
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError
+from ansible_collections.kvm.fleet.plugins.module_utils._group import Group
 from ansible_collections.kvm.fleet.plugins.module_utils._guest_info import GuestInfo
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation
 from ansible_collections.kvm.fleet.plugins.module_utils._packages import KeptBack, PackageChange
@@ -54,8 +56,11 @@ def observation(observed: Observation) -> dict[str, Any]:
                 for reason in observed.drift.reasons
             ],
         },
+        "os": observed.definition.os,
         "agent_channel": observed.channel.value,
         "snapshots": [snapshot(record) for record in observed.own_snapshots],
+        "hints": observed.hints.facts(),
+        "hints_problem": problem(observed.hints_problem) if observed.hints_problem else None,
     }
 
 
@@ -114,17 +119,37 @@ def process(qemu: QemuProcess | None) -> dict[str, Any]:
 
 
 def snapshot(record: SnapshotRecord) -> dict[str, Any]:
-    return dataclasses.asdict(record)
+    return {
+        "name": record.name,
+        "description": record.description,
+        "created": record.created,
+        "state": record.state,
+        "current": record.current,
+        "way": _snapshot.way_of(record).value,
+        "kind": "external" if record.external else "internal",
+        "files": list(_external.files_with(record)),
+        "size": _external.size_of(record) if record.external else None,
+    }
 
 
 def power(report: PowerReport) -> dict[str, Any]:
     return {
         "forced": report.forced,
+        "strategy": report.strategy.value if report.strategy else None,
+        "closed": {strategy.value: why for strategy, why in report.closed.items()},
+        "pause": {"hypervisor": seconds(report.off_for), "guest": seconds(report.longest_gap)},
+        "clock": report.clock.facts() if report.clock else None,
+        "migration": report.migration.facts() if report.migration else None,
+        "pending": list(report.pending),
         "transitions": [transition.facts() for transition in report.transitions],
         "before": {**process(report.process_before), "boot_id": report.boot_id_before},
         "after": {**process(report.process_after), "boot_id": report.boot_id_after},
         **({"warnings": report.warnings} if report.warnings else {}),  # Ansible shows them
     }
+
+
+def seconds(measured: float | None) -> float | None:
+    return None if measured is None else round(measured, 1)
 
 
 def policy(report: Report) -> dict[str, Any]:
@@ -161,6 +186,20 @@ def lease(held: Lease, now: Moment) -> dict[str, Any]:
     }
 
 
+def places(group: Group) -> list[dict[str, Any]]:
+    return [
+        {
+            "member": place.member,
+            "uuid": place.uuid,
+            "run": place.lease.run,
+            "owner": place.lease.owner,
+            "taken": place.lease.taken,
+            "failed": place.failed,
+        }
+        for place in group.places
+    ]
+
+
 def work(record: Record | None, now: Moment, *, at_work: bool) -> dict[str, Any] | None:
     """What is going on with a guest, was left unfinished or came of it; None where nothing is on record."""
     if record is None:
@@ -171,8 +210,10 @@ def work(record: Record | None, now: Moment, *, at_work: bool) -> dict[str, Any]
         "live": held is not None and (at_work or held.is_young(now)),
         "unfinished": record.unfinished,
         "shut_down": record.shut_down_by_us,
+        "went_to": record.went_to,
         "steps": [{"name": step.name.value, "status": step.status.value, "run": step.run} for step in record.steps],
         "ended": dataclasses.asdict(record.ended) if record.ended else None,
+        "way_back": _record.way_back(record),
         "problem": None,
     }
 
@@ -180,4 +221,4 @@ def work(record: Record | None, now: Moment, *, at_work: bool) -> dict[str, Any]
 def unknown_work(error: FleetError) -> dict[str, Any]:
     """Likewise where the record cannot be read."""
     nothing: dict[str, Any] = {"lease": None, "live": False, "unfinished": False, "shut_down": False, "steps": []}
-    return {**nothing, "ended": None, "problem": failure(error)}
+    return {**nothing, "went_to": None, "ended": None, "way_back": None, "problem": failure(error)}

@@ -66,7 +66,7 @@ def require_room(agent: GuestAgent, prediction: Prediction) -> None:
 
 def free_space(agent: GuestAgent) -> FreeSpace | None:
     """Ask the guest; None when its answer is none, as where df or awk are missing."""
-    return parse_free_space(output_of(agent, shell_script(_LOOK, timeout=60)).splitlines())
+    return parse_free_space(output_of(agent, shell_script(_LOOK, timeout=60, terse=True)).splitlines())
 
 
 def parse_free_space(lines: Iterable[str]) -> FreeSpace | None:

@@ -45,8 +45,10 @@ def run(module: AnsibleModule, work: Callable[[LibvirtHypervisor], dict[str, Any
     # libvirt keeps the last error of a thread until the next call, and freeing a handle is one: collected between a
     # failure and its exception, a handle would take the error's code with it. A module ends before memory matters.
     gc.disable()
+    # A task of a run is none of the first to ask this libvirt: if it is away, it is being restarted.
+    patient = bool(module.params.get("run"))
     try:
-        with open_hypervisor(module.params["uri"]) as hypervisor:
+        with open_hypervisor(module.params["uri"], patient=patient) as hypervisor:
             result = work(hypervisor)
     except FleetError as error:
         module.fail_json(**_results.failure(error))
@@ -54,7 +56,7 @@ def run(module: AnsibleModule, work: Callable[[LibvirtHypervisor], dict[str, Any
 
 
 def run_here(module: AnsibleModule, work: Callable[[], dict[str, Any]]) -> None:
-    """The same for a module that runs in a guest, where there is no libvirt."""
+    """The same for a module that needs no libvirt, such as one that runs in a guest."""
     try:
         result = work()
     except FleetError as error:

@@ -472,14 +472,14 @@ def _private_state(guest: Guest) -> Iterator[str]:
         'directory=$(mktemp -d /var/tmp/kvm-fleet.XXXXXXXX) && chmod 755 "$directory" || exit 1\nset -- "$directory"\n'
         f'{{ {guest.manager.state_script.strip()}\n}} >&2 && echo "$directory"'
     )
-    made = run_command(guest.agent, shell_script(make, timeout=60))
+    made = run_command(guest.agent, shell_script(make, timeout=60, terse=True))
     directory = made.stdout.strip()
     if made.exit_code != 0 or not directory.startswith("/var/tmp/kvm-fleet."):
         raise GuestUnsupported(
             f"no directory for a simulation could be made in the guest's /var/tmp: {made.stderr.strip()}",
             remedy="See that the guest's /var/tmp can be written to and has free space.",
         )
-    remove = Command(("rm", "-rf", "--", directory), timeout=60)
+    remove = Command(("rm", "-rf", "--", directory), timeout=60, terse=True)
     try:
         yield directory
     except FleetError:

@@ -14,7 +14,8 @@ author:
 description:
   - Does in the guest what M(kvm.fleet.guest_agent_policy) does through its agent, over whichever connection Ansible has
     to the guest. For guests whose agent lets nobody in and which are not to be shut down.
-  - Edits the same files in the same way, keeps a copy of each beside it, and restarts the agent.
+  - Edits the same files in the same way, keeps a copy of each beside it, and restarts the agent. Or puts back what it
+    has changed so.
   - It does not know what the agent then says. M(kvm.fleet.guest_agent_policy) does, which finds nothing left to do,
     and M(kvm.fleet.guest_audit) writes down on the hypervisor what was changed. The playbook
     C(kvm.fleet.agent_policy) calls all of them.
@@ -36,10 +37,9 @@ requirements:
 options:
   state:
     description:
-      - Whether the commands are to be allowed or blocked.
+      - Whether the commands are to be allowed or blocked. It or O(put_back) is required.
     type: str
     choices: [enabled, disabled]
-    required: true
   rpcs:
     description:
       - The commands of the agent. Those that libvirt needs to speak to it cannot be blocked.
@@ -52,6 +52,13 @@ options:
         heard that it does otherwise than its files say, as after a task that was cut off before the restart.
     type: bool
     default: false
+  put_back:
+    description:
+      - Files as an earlier task returned them. They are given the content of their copies, those that were made are
+        removed, and the agent is restarted. For who has asked it by M(kvm.fleet.guest_agent_policy) and heard that it
+        does not do what was wanted.
+    type: list
+    elements: dict
 """
 
 EXAMPLES = r"""
@@ -59,12 +66,18 @@ EXAMPLES = r"""
   kvm.fleet.agent_policy_local:
     state: enabled
   become: true
+  register: changed
+
+- name: Undo that
+  kvm.fleet.agent_policy_local:
+    put_back: "{{ changed.files }}"
+  become: true
 """
 
 RETURN = r"""
 settings:
   description: The settings that blocked each of the commands.
-  returned: success
+  returned: with O(state)
   type: dict
   sample:
     guest-exec:
@@ -98,23 +111,31 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible_collections.kvm.fleet.plugins.module_utils import _results
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import SystemClock
 from ansible_collections.kvm.fleet.plugins.module_utils._policy import Wanted
-from ansible_collections.kvm.fleet.plugins.module_utils._policy_here import apply_here
+from ansible_collections.kvm.fleet.plugins.module_utils._policy_here import apply_here, put_back_here
 from ansible_collections.kvm.fleet.plugins.module_utils._runner import run_here
 
 
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
-            "state": {"type": "str", "choices": ["enabled", "disabled"], "required": True},
+            "state": {"type": "str", "choices": ["enabled", "disabled"]},
             "rpcs": {"type": "list", "elements": "str", "default": ["guest-exec", "guest-exec-status"]},
             "restart": {"type": "bool", "default": False},
+            "put_back": {"type": "list", "elements": "dict"},
         },
+        mutually_exclusive=[("state", "put_back")],
+        required_one_of=[("state", "put_back")],
         supports_check_mode=True,
     )
-    wanted = Wanted(tuple(module.params["rpcs"]), allowed=module.params["state"] == "enabled")
+    params = module.params
 
     def work() -> dict[str, Any]:
-        report = apply_here(wanted, SystemClock(), restart=module.params["restart"], check=module.check_mode)
+        if params["state"]:
+            wanted = Wanted(tuple(params["rpcs"]), allowed=params["state"] == "enabled")
+            report = apply_here(wanted, SystemClock(), restart=params["restart"], check=module.check_mode)
+        else:
+            copies = {file["path"]: file["backup"] for file in params["put_back"]}
+            report = put_back_here(copies, SystemClock(), check=module.check_mode)
         told = _results.policy(report)
         return {key: told[key] for key in ("changed", "settings", "files", "restarted", "diff")}
 

@@ -122,7 +122,7 @@ def main() -> None:
     def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
         _channel.check_agent_timeout(given["agent_timeout"])
         domain = hypervisor.domain(given["name"])
-        with working(hypervisor, domain, given["run"], check=module.check_mode):
+        with working(hypervisor, domain, given["run"], check=module.check_mode, warn=module.warn):
             plan = _channel.plan(_channel.observe(domain))
             if plan.changes and not module.check_mode:
                 plan = _channel.apply(domain, plan)

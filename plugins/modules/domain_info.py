@@ -30,6 +30,12 @@ options:
       - The domains to look at, matched exactly. Without it, all of them.
     type: list
     elements: str
+  snapshots:
+    description:
+      - Whether to look for snapshots. Where it does not, what is asked of libvirt is a few questions about all domains
+        and one about each, for its definition.
+    type: bool
+    default: true
 """
 
 EXAMPLES = r"""
@@ -124,6 +130,11 @@ domains:
               description: What was found.
               type: str
               sample: another file has taken its place
+    os:
+      description: >-
+        The operating system that the domain's metadata tells for libosinfo, as a URL. V(null) where it tells none.
+      type: str
+      sample: http://debian.org/debian/12
     agent_channel:
       description: >-
         The guest agent's channel as the hypervisor sees it: V(absent), V(disconnected), V(connected), or V(unknown)
@@ -131,7 +142,7 @@ domains:
       type: str
       sample: connected
     snapshots:
-      description: The snapshots that this collection made, oldest first.
+      description: The snapshots that this collection made, oldest first. V(null) where O(snapshots) is V(false).
       type: list
       elements: dict
       contains:
@@ -148,13 +159,64 @@ domains:
           type: int
           sample: 1792074622
         state:
-          description: The domain's state that it holds.
+          description: The domain's state that it holds, C(disk-snapshot) for a guest that ran, without its RAM.
           type: str
           sample: running
         current:
           description: Whether the domain's state descends from it most recently.
           type: bool
           sample: true
+        way:
+          description: How it was made, as the option C(way) of M(kvm.fleet.domain_snapshot) names it.
+          type: str
+          sample: live
+        kind:
+          description: Whether it is V(internal), inside the disks, or V(external), as layers over them.
+          type: str
+          sample: internal
+        files:
+          description: The files of an external one, its layers and that of its RAM.
+          type: list
+          elements: str
+          sample: []
+        size:
+          description: Bytes that these take up. V(null) for an internal one.
+          type: int
+          sample: 173015040
+    hints:
+      description:
+        - What the domain's metadata says of the guest as one of a fleet, in an element C(guest) of the namespace
+          C(https://kvm.fleet/xmlns/guest/1). What it does not say is left out.
+        - For a running domain it is what C(virsh metadata --live) has set.
+      type: dict
+      contains:
+        tags:
+          description: The texts of the elements C(tag).
+          type: list
+          elements: str
+          sample: [web]
+        depends_on:
+          description: The guests that it depends on, from the elements C(depends-on).
+          type: list
+          elements: str
+          sample: [db1]
+        group:
+          description: The cluster that it is a member of, from the element C(group).
+          type: str
+          sample: web
+        group_at_once:
+          description: How many members of that may be worked on at once, from the element C(group-at-once).
+          type: int
+          sample: 2
+        canary:
+          description: Whether there is the element C(canary), so that other guests come after this one.
+          type: bool
+          sample: true
+    hints_problem:
+      description: >-
+        Why the metadata cannot be read, as C(error_code), C(msg) and C(remedy). V(null) when it can, and where there is
+        none.
+      type: dict
     run:
       description: What a run is doing to the guest, has left unfinished, or has done. V(null) where none is known.
       type: dict
@@ -191,13 +253,19 @@ domains:
           description: Whether the guest, if it is off, is so because a run has shut it down in order to start it again.
           type: bool
           sample: true
+        went_to:
+          description: >-
+            The URI of the hypervisor that a run has migrated the guest to, or was cut off on the way to. A guest that
+            is off here may run there. V(null) for any other.
+          type: str
+          sample: qemu+tls://hypervisor2/system
         steps:
           description: What was begun or done so far.
           type: list
           elements: dict
           contains:
             name:
-              description: V(snapshot), V(upgrade) or V(restart).
+              description: V(snapshot), V(upgrade), V(restart) or V(rollback).
               type: str
               sample: restart
             status:
@@ -221,12 +289,29 @@ domains:
               type: str
               sample: "2026-11-24T00:42:10Z"
             outcome:
-              description: V(unchanged), V(changed), V(upgraded), V(restarted), V(failed) or V(refused).
+              description: >-
+                V(unchanged), V(changed), V(upgraded), V(restarted), V(repaired), V(rolled_back), V(rollback_failed),
+                V(failed) or V(refused).
               type: str
               sample: failed
             error:
               description: Why it failed or was refused, as a failed task tells it. V(null) otherwise.
               type: dict
+        way_back:
+          description: >-
+            What the playbook C(kvm.fleet.rollback) goes back to, if no other snapshot is named. V(null) where no run
+            has made a snapshot, or none is known any more.
+          type: dict
+          contains:
+            snapshot:
+              description: The snapshot's name.
+              type: str
+              sample: pre-upgrade-20261124-003012
+            failed_units:
+              description: The guest's units that had failed before it. V(null) where that is not known.
+              type: list
+              elements: str
+              sample: []
         problem:
           description: Why the record cannot be read, as a failed task would tell it. V(null) when it can.
           type: dict
@@ -238,7 +323,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _lease, _results
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import Hypervisor
-from ansible_collections.kvm.fleet.plugins.module_utils._errors import RecordDamaged, RecordUnavailable
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import DomainNotFound, RecordDamaged, RecordUnavailable
 from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtHypervisor
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import observe_domains
 from ansible_collections.kvm.fleet.plugins.module_utils._runner import HYPERVISOR_ARGUMENTS, run
@@ -246,13 +331,25 @@ from ansible_collections.kvm.fleet.plugins.module_utils._runner import HYPERVISO
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={"names": {"type": "list", "elements": "str"}, **HYPERVISOR_ARGUMENTS},
+        argument_spec={
+            "names": {"type": "list", "elements": "str"},
+            "snapshots": {"type": "bool", "default": True},
+            **HYPERVISOR_ARGUMENTS,
+        },
         supports_check_mode=True,
     )
 
     def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
-        observations = observe_domains(hypervisor, module.params["names"])
+        with_snapshots = module.params["snapshots"]
+        names = module.params["names"]
+        try:
+            observations = observe_domains(hypervisor, names, snapshots=with_snapshots)
+        except DomainNotFound as error:
+            _lease.tell_where_it_went(hypervisor, names or [], error)
+            raise
         domains = [{**_results.observation(found), "run": run_of(hypervisor, found.uuid)} for found in observations]
+        for domain in domains if not with_snapshots else []:
+            domain["snapshots"] = None
         return {"changed": False, "domains": domains}
 
     run(module, work)

@@ -263,7 +263,7 @@ def main() -> None:
     def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
         request.check()
         domain = hypervisor.domain(module.params["name"])
-        with working(hypervisor, domain, request.run, check=module.check_mode) as recorder:
+        with working(hypervisor, domain, request.run, check=module.check_mode, warn=module.warn) as recorder:
             return _results.policy(apply_policy(hypervisor, domain, request, recorder, _image, check=module.check_mode))
 
     run(module, work)

@@ -18,6 +18,7 @@ description:
   - A lease is live while one of the run's tasks is at work on the guest, and for O(ttl) seconds after the last of them,
     unless the hypervisor was rebooted since. A lease that is no longer live is taken over, and RV(taken_over) says so.
   - The run's other tasks give their O(run) too. They need the lease, and renew it.
+  - A guest whose file systems were frozen for a snapshot, by a run that was cut off then, is thawed.
 extends_documentation_fragment:
   - kvm.fleet.hypervisor
   - kvm.fleet.hypervisor.domain
@@ -56,12 +57,34 @@ options:
     type: list
     elements: str
     default: []
+  take_over_setting:
+    description:
+      - Where whoever wants the guest names the runs of O(take_over), such as a variable of a role. A refusal tells it.
+    type: str
+    default: take_over of kvm.fleet.guest_lease
+  rolls_back:
+    description:
+      - Whether the run rolls the guest back. Any other run is refused where a rollback was cut off, since nobody knows
+        how the guest's disks are then.
+    type: bool
+    default: false
   baseline:
     description:
       - What else is to be on record of the guest as it was before the first change. What is there already stays, and
         nothing is added once a step was begun.
     type: dict
     default: {}
+  record:
+    description:
+      - What is on record of the guest on another hypervisor that it was migrated from, as this module returned it
+        there. It is gone on with here, unless work on the guest is on record here, too. What is on record here from
+        before the guest had left is out of date, and so is a lease in it.
+    type: dict
+  uuid:
+    description:
+      - The domain's UUID, for O(state=absent) where the domain has left this hypervisor. Without it, the domain has to
+        be here.
+    type: str
   outcome:
     description:
       - What became of the guest. Required for O(state=absent).
@@ -69,7 +92,7 @@ options:
         the guest may be off because it was shut down for a restart, or still has to be restarted for what was upgraded.
       - An upgrade that did not come to its end stays on record whatever the outcome.
     type: str
-    choices: [unchanged, changed, upgraded, restarted, repaired, failed, refused]
+    choices: [unchanged, changed, upgraded, restarted, repaired, rolled_back, rollback_failed, failed, refused]
   error:
     description:
       - Why it failed or was refused, for the record.
@@ -186,6 +209,10 @@ resumed:
       description: Whether it had ended the guest by force.
       type: bool
       sample: false
+    strategy:
+      description: By what it restarted the guest, see M(kvm.fleet.domain_power). V(null) if it did not.
+      type: str
+      sample: power_cycle
 taken_over:
   description: >-
     The lease of another run that this one has taken over, with its C(run), its C(owner), when it was C(taken), and the
@@ -198,10 +225,12 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _lease, _record, _results
-from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtHypervisor
+from ansible_collections.kvm.fleet.plugins.module_utils import _lease, _quiesce, _record, _results
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError, InvalidRequest
+from ansible_collections.kvm.fleet.plugins.module_utils._lease import Departed
+from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtDomain, LibvirtHypervisor
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import observe
-from ansible_collections.kvm.fleet.plugins.module_utils._record import Claim
+from ansible_collections.kvm.fleet.plugins.module_utils._record import OUTCOMES, Claim, Malformed, Record
 from ansible_collections.kvm.fleet.plugins.module_utils._runner import DOMAIN_ARGUMENTS, run
 from ansible_collections.kvm.fleet.plugins.module_utils._store import moment
 
@@ -209,27 +238,69 @@ from ansible_collections.kvm.fleet.plugins.module_utils._store import moment
 def present(module: AnsibleModule, hypervisor: LibvirtHypervisor) -> dict[str, Any]:
     given = module.params
     domain = hypervisor.domain(given["name"])
-    claim = Claim(domain.name, domain.uuid, given["run"], given["owner"], given["ttl"], tuple(given["take_over"]))
+    claim = Claim(
+        domain=domain.name,
+        uuid=domain.uuid,
+        run=given["run"],
+        owner=given["owner"],
+        ttl=given["ttl"],
+        take_over=tuple(given["take_over"]),
+        take_over_setting=given["take_over_setting"],
+        rolls_back=given["rolls_back"],
+    )
     taken = _lease.take(
         hypervisor,
         domain,
         claim,
         lambda: _results.observation(observe(hypervisor, domain)),
         given["baseline"],
+        brought=brought(domain.uuid, given["record"]) if given["record"] else None,
         check=module.check_mode,
     )
-    other = taken.taken_over
+    other, record = taken.taken_over, taken.record
+    if not module.check_mode and record.may_be_frozen:
+        record = thawed(hypervisor, domain, taken, given["run"])
     return {
         "changed": taken.is_news,
-        "record": _record.facts(taken.record),
-        "resumed": _record.resumed(taken.record),
+        "record": _record.facts(record),
+        "resumed": _record.resumed(record),
         "taken_over": _results.lease(other, moment(hypervisor.clock)) if other else None,
     }
 
 
+def thawed(hypervisor: LibvirtHypervisor, domain: LibvirtDomain, taken: _lease.Taken, run_id: str) -> Record:
+    """The record, once a guest that was left frozen has been looked at.
+
+    Where it cannot be thawed, the lease goes as it came: whoever asked for it does not know that it has it.
+    """
+    try:
+        with _lease.working(hypervisor, domain, run_id, check=False) as recorder:
+            _quiesce.thaw_left(domain, hypervisor.clock, recorder)
+            return recorder.record or taken.record
+    except FleetError:
+        if taken.is_news:
+            _lease.release(hypervisor, domain, run_id, "refused", None, check=False)
+        raise
+
+
+def brought(uuid: str, given: dict[str, Any]) -> Record:
+    """Raises InvalidRequest for what is no record of this guest."""
+    try:
+        record = _record.parse(_record.dump(given))
+    except Malformed as error:
+        raise InvalidRequest(
+            f"that is no record of a guest: {error}", remedy="Give what guest_lease has returned as record."
+        ) from error
+    if record.uuid != uuid:
+        raise InvalidRequest(
+            f"that is the record of the domain {record.uuid}, not of {uuid}", remedy="Give that of the same guest."
+        )
+    return record
+
+
 def absent(module: AnsibleModule, hypervisor: LibvirtHypervisor) -> dict[str, Any]:
     given = module.params
-    domain = hypervisor.domain(given["name"])
+    domain = Departed(given["name"], given["uuid"]) if given["uuid"] else hypervisor.domain(given["name"])
     record, released = _lease.release(
         hypervisor, domain, given["run"], given["outcome"], given["error"], check=module.check_mode
     )
@@ -244,11 +315,12 @@ def main() -> None:
             "owner": {"type": "str"},
             "ttl": {"type": "int", "default": 3600},
             "take_over": {"type": "list", "elements": "str", "default": []},
+            "take_over_setting": {"type": "str", "default": _record.TAKE_OVER},
+            "rolls_back": {"type": "bool", "default": False},
             "baseline": {"type": "dict", "default": {}},
-            "outcome": {
-                "type": "str",
-                "choices": ["unchanged", "changed", "upgraded", "restarted", "repaired", "failed", "refused"],
-            },
+            "record": {"type": "dict"},
+            "uuid": {"type": "str"},
+            "outcome": {"type": "str", "choices": list(OUTCOMES)},
             "error": {"type": "dict"},
             **DOMAIN_ARGUMENTS,
         },

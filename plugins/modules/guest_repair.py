@@ -189,7 +189,7 @@ def main() -> None:
     def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
         wanted.check()
         domain = hypervisor.domain(given["name"])
-        with working(hypervisor, domain, given["run"], check=module.check_mode):
+        with working(hypervisor, domain, given["run"], check=module.check_mode, warn=module.warn):
             if given["before_shutdown"]:
                 command = _repair.foresee(domain, wanted, uri=hypervisor.uri)
                 return {"changed": False, "repairs": [], "selinux_relabel": None, "virt_rescue": command}

@@ -284,12 +284,16 @@ AGENT_PATIENCE = 60
 def main() -> None:
     module = AnsibleModule(argument_spec={**OPTIONS, **DOMAIN_ARGUMENTS}, supports_check_mode=True)
     given = {name: module.params[name] for name in OPTIONS}
-    options = UpgradeOptions(**{**given, "exclude": tuple(given["exclude"]), "run": given["run"] or ""})
+    # A question of a survey that was left blank is one empty pattern.
+    exclude = tuple(pattern for pattern in given["exclude"] if pattern)
+    options = UpgradeOptions(**{**given, "exclude": exclude, "run": given["run"] or ""})
 
     def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
         options.check()
         domain = hypervisor.domain(module.params["name"])
-        with working(hypervisor, domain, options.run, check=module.check_mode, lease_required=False) as recorder:
+        with working(
+            hypervisor, domain, options.run, check=module.check_mode, warn=module.warn, lease_required=False
+        ) as recorder:
             require_running(domain.name, domain.state())
             guest = reach(hypervisor, domain, options)
             result = preview(guest, options) if module.check_mode else upgrade(guest, options, recorder)

@@ -14,10 +14,8 @@ from ansible_collections.kvm.fleet.plugins.module_utils._domain import ACTIVE_ST
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import DomainNotRunning
 from ansible_collections.kvm.fleet.plugins.module_utils._policy import EXEC_RPCS
 from ansible_collections.kvm.fleet.plugins.module_utils._results import failure as facts_of
-from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import describe_failure, gone_on_with
+from ansible_collections.kvm.fleet.plugins.plugin_utils._result import Facts, Result, told_of_any
 from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import HostVars, wanted_names
-
-Facts = Mapping[str, Any]
 
 OFF_STATES = frozenset(state.value for state in DomainState if state not in ACTIVE_STATES)
 
@@ -97,29 +95,15 @@ def _not_attempted(name: str, host: HostVars) -> Facts:
 
 
 @dataclass(frozen=True)
-class PolicyResult:
-    """What became of one guest; the summary, the statistics and AWX's artifacts show it.
+class PolicyResult(Result):
+    """What became of a guest whose agent was to be set up.
 
-    ``outcome`` is one of unchanged, changed, restarted, failed, refused. In check mode it is what a run would come to.
-    ``policy`` says what was wanted. ``resumed`` names the run that was gone on with, and where that was cut off,
-    ``taken_over`` the one that was found dead. ``duration`` is in seconds.
+    ``outcome`` is one of unchanged, changed, restarted, failed, refused. ``policy`` says what was wanted.
     """
 
-    run: str
-    guest: str
-    hypervisor: str
-    uri: str
-    domain: str
-    outcome: str
-    check_mode: bool
     policy: Mapping[str, Any]
     way: str | None
     files: list[Mapping[str, Any]]
-    restarted: bool
-    resumed: Mapping[str, Any] | None
-    taken_over: Mapping[str, Any] | None
-    duration: float
-    error: Mapping[str, Any] | None
 
 
 def make_policy_result(
@@ -134,32 +118,26 @@ def make_policy_result(
     """
     lease, power, done, local = (taken.get(step) or {} for step in ("lease", "power", "done", "local"))
     told = local if "files" in local else done
-    error = describe_failure(failure) if failure else None
+    about = told_of_any(guest, lease, duration=duration, check_mode=check_mode, failure=failure)
+    error = about["error"]
     if error:
         outcome = "failed" if taken.get("intervening") and _was_touched(taken, error) else "refused"
     elif told.get("changed"):
         outcome = "changed"
     else:
         outcome = "restarted" if power.get("restarted") is True else "unchanged"
-    return vars(
-        PolicyResult(
-            run=guest.get("run", ""),
-            guest=guest["name"],
-            hypervisor=guest["hypervisor"],
-            uri=guest["uri"],
-            domain=guest["domain"],
-            outcome=outcome,
-            check_mode=check_mode,
-            policy={"state": guest["state"], "rpcs": list(guest["rpcs"])},
-            way="ssh" if told is local and local else told.get("way"),
-            files=list(told.get("files") or []),
-            restarted=True in (told.get("restarted"), power.get("restarted")) and not error,
-            resumed=gone_on_with(lease),
-            taken_over=lease.get("taken_over"),
-            duration=round(duration, 1),
-            error=error,
-        )
-    )
+    return PolicyResult(
+        **about,
+        outcome=outcome,
+        policy={"state": guest["state"], "rpcs": list(guest["rpcs"])},
+        way="ssh" if told is local and local else told.get("way"),
+        files=[] if _is_put_back(error) else list(told.get("files") or []),
+        restarted=True in (told.get("restarted"), power.get("restarted")) and not error,
+    ).record()
+
+
+def _is_put_back(error: Facts | None) -> bool:
+    return error is not None and error["evidence"].get("put_back") is True
 
 
 def _was_touched(taken: Mapping[str, Any], error: Facts) -> bool:

@@ -13,7 +13,7 @@ _SIZE = re.compile(r"([0-9]+)(%?)")
 
 
 class BatchError(Exception):
-    """A batch size that Ansible would take for something else; the message says which."""
+    """The guests cannot be put into batches as was asked for; the message says why."""
 
 
 def check_sizes(sizes: object) -> list[str]:
@@ -31,3 +31,17 @@ def _check_size(size: str) -> str:
     if not match or number == 0 or (match.group(2) and number > 100):
         raise BatchError(f"fleet_batch: {size!r} is no batch size; it can be 1 or more guests, or 1% to 100% of them")
     return size
+
+
+def count_of(size: str, total: int) -> int:
+    """How many of so many guests a size means, by Ansible's own arithmetic: it takes 28 of 100 for 29%."""
+    number = int(size.rstrip("%"))
+    return int((number / 100.0) * total) or 1 if size.endswith("%") else number
+
+
+def check_number(variable: str, value: object, least: int) -> int:
+    """The whole number that a variable has, however it was given. Raises BatchError for anything else."""
+    match = _SIZE.fullmatch(str(value))
+    if not match or match.group(2) or int(match.group(1)) < least:
+        raise BatchError(f"{variable}: {str(value)!r} is no number of guests; it can be {least} or more")
+    return int(match.group(1))

@@ -12,7 +12,7 @@ from typing import Any
 
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import DomainNotRunning, FleetError, NoWayOpen
 from ansible_collections.kvm.fleet.plugins.module_utils._results import failure
-from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import Facts, describe_failure, gone_on_with, was_forced
+from ansible_collections.kvm.fleet.plugins.plugin_utils._result import Facts, Result, told_of_any, was_forced
 
 NOT_ASKED_FOR = {
     "ssh": "Ansible may not log in to the guest: it has no ansible_host in the inventory, or agent_ways leaves ssh out",
@@ -139,32 +139,19 @@ def _refusal(guest: str, channel: Facts, way: str, closed: Mapping[str, Closed],
 
 
 @dataclass(frozen=True)
-class Result:
-    """What became of one guest; the summary, the statistics and AWX's artifacts show it.
+class AgentResult(Result):
+    """What became of a guest that was to get an agent.
 
-    ``outcome`` is one of unchanged, changed, restarted, failed, refused. In check mode it is what a run would come to.
-    ``channel`` is what became of the channel, by definition; ``agent`` whether the agent has answered in the end, None
-    where nobody has asked. ``closed`` tells why a way that was asked for was not open. ``resumed`` names the run that
-    was gone on with, and where that was cut off. ``duration`` is in seconds.
+    ``outcome`` is one of unchanged, changed, restarted, failed, refused. ``channel`` is what became of the channel, by
+    definition; ``agent`` whether the agent has answered in the end, None where nobody has asked. ``closed`` tells why a
+    way that was asked for was not open.
     """
 
-    run: str
-    guest: str
-    hypervisor: str
-    uri: str
-    domain: str
-    outcome: str
-    check_mode: bool
     channel: Mapping[str, str]
     installed: str
     closed: Mapping[str, str]
-    restarted: bool
     forced_off: bool
     agent: str | None
-    resumed: Mapping[str, Any] | None
-    taken_over: Mapping[str, Any] | None
-    duration: float
-    error: Mapping[str, Any] | None
 
 
 def make_result(
@@ -178,7 +165,9 @@ def make_result(
     """
     channel, proof, lease = (taken.get(step) or {} for step in ("channel", "proof", "lease"))
     back, stopped, power = (taken.get(step) or {} for step in ("brought_back", "stopped", "power"))
-    restarted = _restarted(back) or _restarted(power)
+    # What is shut down is started again. Check mode does not come to that.
+    to_start = check_mode and "shut_down" in (stopped.get("steps") or [])
+    restarted = to_start or _restarted(back) or _restarted(power)
     installed = (taken.get("plan") or {}).get("install", "") if taken.get("installed") else ""
     if failed:
         outcome = "failed" if taken.get("intervening") else "refused"
@@ -186,27 +175,16 @@ def make_result(
         outcome = "restarted"
     else:
         outcome = "changed" if channel.get("changed") or installed else "unchanged"
-    return vars(
-        Result(
-            run=guest.get("run", ""),
-            guest=guest["name"],
-            hypervisor=guest["hypervisor"],
-            uri=guest["uri"],
-            domain=guest["domain"],
-            outcome=outcome,
-            check_mode=check_mode,
-            channel={part: channel[part] for part in ("persistent", "live") if part in channel},
-            installed=installed,
-            closed=dict((taken.get("plan") or {}).get("closed") or {}),
-            restarted=restarted,
-            forced_off=any(was_forced(step) for step in (back, stopped, power)),
-            agent=proof.get("agent"),
-            resumed=gone_on_with(lease),
-            taken_over=lease.get("taken_over"),
-            duration=round(duration, 1),
-            error=describe_failure(failed) if failed else None,
-        )
-    )
+    return AgentResult(
+        **told_of_any(guest, lease, duration=duration, check_mode=check_mode, failure=failed),
+        outcome=outcome,
+        channel={part: channel[part] for part in ("persistent", "live") if part in channel},
+        installed=installed,
+        closed=dict((taken.get("plan") or {}).get("closed") or {}),
+        restarted=restarted,
+        forced_off=any(was_forced(step) for step in (back, stopped, power)),
+        agent=proof.get("agent"),
+    ).record()
 
 
 def _restarted(power: Facts) -> bool:

@@ -9,13 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import (
-    Facts,
-    gone_on_with,
-    make_result,
-    was_forced,
-    was_left_off,
-)
+from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import make_result, was_left_off
+from ansible_collections.kvm.fleet.plugins.plugin_utils._result import Facts, bounded, gone_on_with, was_forced
 
 OFF = "not_running"
 
@@ -49,4 +44,4 @@ def make_rescue_result(
     result = make_result(guest, steps, duration=duration, check_mode=check_mode, failure=failure)
     if not failure and any(one["changed"] for one in repairs):
         result["outcome"] = "repaired"
-    return {**result, "repairs": repairs}
+    return {**result, "repairs": bounded(repairs)}

@@ -10,10 +10,11 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import was_left_off
+from ansible_collections.kvm.fleet.plugins.plugin_utils._result import bounded
 
 HostVars = Mapping[str, Any]
 """The variables of one host of the inventory, 'inventory_hostname' among them."""
@@ -40,7 +41,7 @@ class Guest:
     """A guest by the name it has, or will have, in the inventory. ``observed`` is what domain_info said of it, if any,
     and ``asked`` what guest_info did.
 
-    ``listed`` tells whether the inventory itself has it, or only its hypervisor.
+    ``listed`` tells whether the inventory itself has it, with these ``variables``, or only its hypervisor.
     """
 
     name: str
@@ -49,6 +50,12 @@ class Guest:
     listed: bool
     observed: Mapping[str, Any] | None
     asked: Mapping[str, Any] | None = None
+    variables: HostVars = field(default_factory=dict)
+
+    def hint(self, name: str) -> Any:
+        """What its owner says of it as one of a fleet: the inventory first, then its domain's metadata, else None."""
+        hints = (self.observed or {}).get("hints") or {}
+        return self.variables[f"kvm_{name}"] if f"kvm_{name}" in self.variables else hints.get(name)
 
     @property
     def guest_exec(self) -> str:
@@ -158,14 +165,22 @@ def failed_looks(hosts: Iterable[HostVars], inventory: Inventory) -> dict[str, d
             "hypervisor": place.hypervisor,
             "uri": place.uri,
             "error_code": str(look.get("error_code", "hypervisor_unreachable")),
-            "msg": f"{place.hypervisor} could not be looked at: {look.get('msg', 'the task gave no message')}",
-            "remedy": str(look.get("remedy", "See that Ansible reaches the hypervisor and its Python, and run again.")),
+            "msg": bounded(f"{place.hypervisor} could not be looked at: {look.get('msg', 'the task gave no message')}"),
+            "remedy": bounded(
+                str(look.get("remedy", "See that Ansible reaches the hypervisor and its Python, and run again."))
+            ),
         }
     return failures
 
 
-def known_guests(hosts: Sequence[HostVars], inventory: Inventory) -> list[Guest]:
-    """The guests of the inventory, and the other domains of every hypervisor that is itself among the hosts.
+def keeps_to_listed(hypervisor: HostVars) -> bool:
+    """Whether a hypervisor's domains are left alone unless the inventory lists them. The variable may be text."""
+    return str(hypervisor.get("kvm_only_listed", False)).lower() in ("true", "yes", "on", "1")
+
+
+def known_guests(hosts: Sequence[HostVars], inventory: Inventory, *, everyone: bool = False) -> list[Guest]:
+    """The guests of the inventory, and the other domains of every hypervisor that is itself among the hosts, unless
+    that keeps to listed ones. With ``everyone``, of each of these.
 
     A domain that only its hypervisor knows goes by its own name, as far as Ansible can take that for a host's, or by
     DOMAIN@HYPERVISOR where that name is taken.
@@ -175,7 +190,7 @@ def known_guests(hosts: Sequence[HostVars], inventory: Inventory) -> list[Guest]
     listed = [
         Guest(
             *(str(host["inventory_hostname"]), place, domain, True),
-            *(domains.get(place, {}).get(domain), asked.get(place, {}).get(domain)),
+            *(domains.get(place, {}).get(domain), asked.get(place, {}).get(domain), host),
         )
         for host in hosts
         if is_guest(host)
@@ -184,7 +199,11 @@ def known_guests(hosts: Sequence[HostVars], inventory: Inventory) -> list[Guest]
     claimed = {(guest.place, guest.domain) for guest in listed}
     found = [
         (place, domain)
-        for place in (place_of(host, inventory) for host in hosts if not is_guest(host))
+        for place in (
+            place_of(host, inventory)
+            for host in hosts
+            if not is_guest(host) and (everyone or not keeps_to_listed(host))
+        )
         for domain in domains.get(place, {})
         if (place, domain) not in claimed
     ]
@@ -201,6 +220,17 @@ def known_guests(hosts: Sequence[HostVars], inventory: Inventory) -> list[Guest]
         )
         for place, domain in found
     ]
+
+
+def all_guests(hosts: Sequence[HostVars], inventory: Inventory) -> list[Guest]:
+    """Those of ``known_guests``, by the same names, and all others that the inventory knows, or a hypervisor that was
+    looked at, though the run is not about their hosts."""
+    known = known_guests(hosts, inventory)
+    claimed = {(guest.place, guest.domain) for guest in known}
+    names = {str(host["inventory_hostname"]) for host in hosts}
+    others = [inventory[name] for name in inventory if name not in names]
+    more = known_guests([*hosts, *others], inventory, everyone=True)
+    return known + [guest for guest in more if (guest.place, guest.domain) not in claimed]
 
 
 def host_name(domain: str) -> str:
@@ -233,19 +263,20 @@ def select_guests(
 
     ``wanted`` names guests, domains or groups of the inventory, as a list or separated by commas, each matched exactly;
     'all' is every guest. Without it, these are the guests whose turn it is by this ``choice``, see Guest.
-    Raises SelectionError for a name that matches nothing, which may live on a hypervisor that is ``unseen``.
+    Raises SelectionError for a name that matches nothing, which may live on a hypervisor that is ``unseen``, and for
+    two hosts that are the same guest: one lease of the run would let both be worked on at once.
     """
     names = wanted_names(wanted)
     if not names:
-        return [guest for turn in range(4) for guest in guests if CHOICES[choice](guest) == turn]
-    selected: dict[tuple[Place, str], Guest] = {}
+        return _each_once(guest for turn in range(4) for guest in guests if CHOICES[choice](guest) == turn)
+    selected: list[Guest] = []
     unmatched = []
     for name in names:
         members = set(groups.get(name, []))
         matching = [guest for guest in guests if name in ("all", guest.name, guest.domain) or guest.name in members]
         if not matching and name != "all":
             unmatched.append(name)
-        selected.update({(guest.place, guest.domain): guest for guest in matching})
+        selected += matching
     if unmatched:
         hidden = f". Nobody could look at {', '.join(sorted(unseen))}" if unseen else ""
         raise SelectionError(
@@ -253,7 +284,19 @@ def select_guests(
             f"guests and groups that this run may touch: {', '.join(sorted(guest.name for guest in guests)) or 'none'}"
             f"{hidden}"
         )
-    return list(selected.values())
+    return _each_once(selected)
+
+
+def _each_once(chosen: Iterable[Guest]) -> list[Guest]:
+    first: dict[tuple[Place, str], Guest] = {}
+    for guest in chosen:
+        other = first.setdefault((guest.place, guest.domain), guest)
+        if other.name != guest.name:
+            raise SelectionError(
+                f"{other.name} and {guest.name} are one guest by the inventory, the domain {guest.domain!r} on "
+                f"{guest.place.hypervisor}. Remove one of them, or mend its kvm_hypervisor, kvm_domain or kvm_uri"
+            )
+    return list(first.values())
 
 
 def elsewhere(hosts: Iterable[HostVars], inventory: Inventory) -> dict[tuple[Place, str], dict[str, Any]]:
@@ -293,6 +336,12 @@ def _runs_elsewhere(place: Place, domain: str, active: Place) -> dict[str, Any]:
     }
 
 
+def unclear(guest: Guest) -> dict[str, Any] | None:
+    """Why nobody may work on a guest of whose place in the fleet its metadata says what nobody understands."""
+    problem = (guest.observed or {}).get("hints_problem")
+    return {"hypervisor": guest.place.hypervisor, "uri": guest.place.uri, **problem} if problem else None
+
+
 def check_named(wanted: object) -> None:
     """Raise SelectionError where no guest was named, for work that nobody should do to guests by accident."""
     if not wanted_names(wanted):
@@ -309,13 +358,14 @@ def wanted_names(wanted: object) -> list[str]:
 
 
 def refusal(guest: Mapping[str, Any]) -> dict[str, Any]:
-    """The record of a guest that nobody can work on: its hypervisor could not be looked at, or it runs elsewhere."""
+    """The record of a guest that nobody can work on, since its hypervisor could not be looked at, it runs elsewhere, or
+    its metadata cannot be read."""
     return {
         "guest": guest["name"],
         "hypervisor": guest["hypervisor"],
         "domain": guest["domain"],
         "outcome": "refused",
-        "error": {key: guest["refusal"][key] for key in ("error_code", "msg", "remedy")},
+        "error": bounded({key: guest["refusal"][key] for key in ("error_code", "msg", "remedy")}),
     }
 
 

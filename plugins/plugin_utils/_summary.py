@@ -6,17 +6,28 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import DEFAULT_URI
+from ansible_collections.kvm.fleet.plugins.module_utils._record import GENTLE, HEALTHY, MAY_BE_DOWN
 
 RULE = "═" * 39
 
 Record = Mapping[str, Any]
 
-SUCCESSES = frozenset({"unchanged", "changed", "upgraded", "restarted", "repaired"})
+_PLAIN = re.compile(r"[A-Za-z0-9_.-]+")
+"""A guest's name that is the same to a shell, to Ansible and to us."""
+
+
+def records_of(fleet: Mapping[str, Any], lost: Iterable[str]) -> list[Record]:
+    """One record for every guest that a run was about, from what its plays have noted. See complete() for ``lost``."""
+    guests, left_out = fleet.get("guests", {}), fleet.get("left_out", [])
+    # A playbook of the user's own notes no targets with the role alone, and the last ones only of several selections.
+    targets = dict.fromkeys([*fleet.get("targets", []), *guests])
+    return complete([target for target in targets if target not in left_out], guests, lost)
 
 
 def complete(targets: Sequence[str], records: Mapping[str, Record], lost: Iterable[str]) -> list[Record]:
@@ -36,6 +47,7 @@ def _missing(guest: str, *, lost: bool) -> Record:
         "guest": guest,
         "outcome": "failed",
         "error": {
+            "error_code": "run_ended",
             "msg": "the run lost this guest: its hypervisor could not be reached, or Ansible itself failed",
             "remedy": "See the messages above, look at the guest's state, and run again.",
         },
@@ -43,7 +55,7 @@ def _missing(guest: str, *, lost: bool) -> Record:
 
 
 def render_summary(job: str, records: Sequence[Record], failed_looks: Sequence[Record] = ()) -> list[str]:
-    """The summary of a job (upgrade, restart or agent), line by line.
+    """The summary of a job (upgrade, restart, agent, prune, ...), line by line.
 
     ``failed_looks`` tell which hypervisors could not be looked at; nobody knows what other guests they have.
     """
@@ -54,7 +66,7 @@ def render_summary(job: str, records: Sequence[Record], failed_looks: Sequence[R
         title += f", {missed} not attempted"
     if any(record.get("check_mode") for record in reached):
         title += " (check mode: nothing was changed)"
-    succeeded = sum(record["outcome"] in SUCCESSES for record in reached)
+    succeeded = sum(_went_well(record) for record in reached)
     resolved = sum(record.get("drift") == "resolved" for record in reached)
     lines = [RULE, title, RULE]
     for record in records:
@@ -62,7 +74,7 @@ def render_summary(job: str, records: Sequence[Record], failed_looks: Sequence[R
     for failed in failed_looks:
         lines += [*_failed_look_lines(failed), ""]
     totals = f"Success: {succeeded}  Failed: {len(reached) - succeeded}"
-    if job != "agent" and not any("policy" in record for record in records):
+    if job not in ("agent", "prune", "rollback") and not any("policy" in record for record in records):
         totals += f"  Drift Resolved: {resolved}"
     return [*lines, RULE, totals, RULE] if records or failed_looks else [*lines[:2], RULE, totals, RULE]
 
@@ -74,9 +86,14 @@ def _guest_lines(record: Record) -> list[str]:
             f"- {printable(record['guest'])}",
             *_indented([("Not attempted", why["msg"]), ("Remedy", why["remedy"])]),
         ]
-    if record["outcome"] not in SUCCESSES:
+    if not _went_well(record):
         return [f"✗ {printable(record['guest'])}", *_indented(_failure_facts(record))]
     return [f"✓ {printable(record['guest'])}", *_indented(_success_facts(record))]
+
+
+def _went_well(record: Record) -> bool:
+    """Also where a guest was rolled back because somebody wanted that, and not because it had failed."""
+    return record["outcome"] in HEALTHY and not record.get("error")
 
 
 def _failed_look_lines(failed: Record) -> list[str]:
@@ -96,6 +113,10 @@ def printable(text: str) -> str:
 def _success_facts(record: Record) -> list[tuple[str, str]]:
     if "channel" in record:
         return _agent_facts(record)
+    if "pruned" in record:
+        return _prune_facts(record)
+    if record["outcome"] == "rolled_back":
+        return _rollback_facts(record)
     return _policy_facts(record) if "policy" in record else _upgrade_facts(record)
 
 
@@ -117,7 +138,10 @@ def _upgrade_facts(record: Record) -> list[tuple[str, str]]:
     return [
         ("Packages upgraded", packages_text(record["packages"]) if "repairs" not in record else ""),
         ("Repaired", repairs_text(record.get("repairs") or [])),
-        ("Restarted", ("yes, forced off" if record["forced_off"] else "yes") if record["restarted"] else "no"),
+        ("Restarted", restart_text(record)),
+        ("Not open", "; ".join(f"{what}: {why}" for what, why in (record.get("closed") or {}).items())),
+        ("Pause", pause_text(record)),
+        ("Left behind", ", ".join((record.get("migration") or {}).get("left_behind", []))),
         ("QEMU drift", str(record["drift"])),
         ("Reboot required", "yes" if record["reboot_required"] else ""),
         ("Kept back", kept_back_text(record["kept_back"])),
@@ -138,10 +162,13 @@ def _failure_facts(record: Record) -> list[tuple[str, str]]:
         ("Agent's channel", _channel_text(record.get("channel"))),
         ("Packages upgraded", packages_text(packages) if packages else ""),
         ("Repaired", repairs_text(record.get("repairs") or [])),
+        ("Deleted", _sized(record.get("pruned") or [])),
         ("Forced off", "yes" if record.get("forced_off") else ""),
         ("QEMU drift", record["drift"] if record.get("drift") in ("remains", "resolved") else ""),
         ("Snapshot", record.get("snapshot") or ""),
-        ("Rollback", _rollback(record) if record.get("snapshot") else ""),
+        ("Rolled back", f"lost is {loss_text(record['lost'])}" if record["outcome"] == "rolled_back" else ""),
+        ("Guest's clock", clock_text(record)),
+        ("Rollback", _rollback(record) if record.get("snapshot") and record["outcome"] in MAY_BE_DOWN else ""),
         *_history(record),
         ("Duration", duration_text(record["duration"]) if "duration" in record else ""),
     ]
@@ -152,11 +179,95 @@ def _agent_facts(record: Record) -> list[tuple[str, str]]:
         ("Agent's channel", _channel_text(record["channel"])),
         ("Agent installed", record["installed"]),
         ("Not open", "; ".join(f"{way}: {why}" for way, why in record["closed"].items())),
-        ("Restarted", ("yes, forced off" if record["forced_off"] else "yes") if record["restarted"] else "no"),
+        ("Restarted", restart_text(record)),
         ("Agent", record["agent"] or ""),
         *_history(record),
         ("Duration", duration_text(record["duration"])),
     ]
+
+
+def _rollback_facts(record: Record) -> list[tuple[str, str]]:
+    checked = record["check_mode"]
+    return [
+        ("To be rolled back to" if checked else "Rolled back to", str(record["snapshot"])),
+        ("To be lost" if checked else "Lost", loss_text(record["lost"])),
+        ("Guest's clock", clock_text(record)),
+        ("QEMU drift", record["drift"] if record["drift"] in ("remains", "resolved") else ""),
+        *_history(record),
+        ("Duration", duration_text(record["duration"])),
+    ]
+
+
+def _prune_facts(record: Record) -> list[tuple[str, str]]:
+    freed, checked = record["freed"], record["check_mode"]
+    amount = "" if freed is None or not record["pruned"] else bytes_text(freed)
+    return [
+        ("To be deleted" if checked else "Deleted", _sized(record["pruned"])),
+        ("To be freed, at least" if checked else "Freed", amount),
+        ("Kept", ", ".join(f"{snapshot['name']} ({snapshot['reason']})" for snapshot in record["kept"])),
+        ("Duration", duration_text(record["duration"])),
+    ]
+
+
+def _sized(snapshots: Iterable[Mapping[str, Any]]) -> str:
+    """``pre-upgrade-1 (165 MiB), pre-upgrade-2``: a size where it is known."""
+    return ", ".join(
+        f"{snapshot['name']} ({bytes_text(snapshot['size'])})" if snapshot["size"] else str(snapshot["name"])
+        for snapshot in snapshots
+    )
+
+
+def loss_text(lost: Mapping[str, Any]) -> str:
+    """``all that it has written since 2026-11-24T00:30:12Z (2h3m0s), at least 70 MiB``."""
+    known = "" if lost["written"] is None else f", at least {bytes_text(lost['written'])}"
+    return f"all that it has written since {lost['since']} ({duration_text(lost['seconds'])}){known}"
+
+
+def clock_text(record: Record) -> str:
+    """That a guest goes by a time of long ago since its rollback; empty where its clock was set, or goes right."""
+    return "could not be set, and goes on from when the snapshot was made" if record.get("clock_set") is False else ""
+
+
+def bytes_text(amount: int) -> str:
+    """``173015040`` becomes ``165 MiB``, ``2147483648`` becomes ``2.0 GiB``."""
+    if amount < 1 << 30:
+        return f"{amount >> 10} KiB" if amount < 1 << 20 else f"{amount >> 20} MiB"
+    return f"{amount / (1 << 30):.1f} GiB"
+
+
+def restart_text(record: Record) -> str:
+    """Whether the guest was restarted, and how, where that is not by an ordinary power cycle."""
+    if not record["restarted"]:
+        return "no"
+    if record.get("strategy") == "save_restore":
+        return "yes, without a reboot: its RAM was saved and resumed"
+    if record.get("strategy") == "migrate":
+        return f"yes, without a reboot: it was migrated{_way_text(record.get('migration'))}"
+    return "yes, forced off" if record["forced_off"] else "yes"
+
+
+def _way_text(migration: Mapping[str, Any] | None) -> str:
+    """Where it is after that. A run that was gone on with has told no more of it than that it was done."""
+    if not migration:
+        return ""
+    return f" to {migration['destination']} and back" if migration["came_back"] else f" to {migration['destination']}"
+
+
+def pause_text(record: Record) -> str:
+    """For how long a guest was away; empty where nobody has measured it.
+
+    What the hypervisor saw lacks the time that a boot takes.
+    """
+    pause = record.get("pause") or {}
+    if pause.get("guest") is not None:
+        return f"{_short_text(pause['guest'])} as the guest saw it"
+    off_for = pause.get("hypervisor")
+    return "" if off_for is None or record.get("strategy") not in GENTLE else _short_text(off_for)
+
+
+def _short_text(seconds: float) -> str:
+    """As duration_text, with tenths of what is less than a second."""
+    return f"{seconds:.1f}s" if seconds < 1 else duration_text(seconds)
 
 
 def _channel_text(channel: Mapping[str, str] | None) -> str:
@@ -205,18 +316,12 @@ def kept_back_text(kept_back: Iterable[Mapping[str, str]]) -> str:
     return ", ".join(f"{kept['name']} ({kept['reason'].replace('_', ' ')})" for kept in kept_back)
 
 
-def progress_text(guest: str, progress: Mapping[str, Any]) -> str:
-    """One line on how far a guest's upgrade is: ``web1: 42 %, Unpacking libssl3 (amd64), after 1m20s``."""
-    percent = "" if progress["percent"] is None else f"{progress['percent']} %, "
-    activity = progress["activity"] or "working"
-    return printable(f"{guest}: {percent}{activity[:80]}, after {duration_text(progress['elapsed'])}")
-
-
 def _rollback(record: Record) -> str:
-    """The command that brings the guest back to its snapshot, for a shell on its hypervisor."""
-    connection = "" if record["uri"] == DEFAULT_URI else f"-c {shlex.quote(record['uri'])} "
-    # '--' keeps a name with a leading dash from being an option.
-    return f"virsh {connection}snapshot-revert -- {shlex.quote(record['domain'])} {shlex.quote(record['snapshot'])}"
+    """The command that brings the guest back to its snapshot, for a shell on the controller."""
+    name = record["guest"]
+    # Ansible splits what is no JSON at spaces, and this collection at commas.
+    guests = f"fleet_guests={name}" if _PLAIN.fullmatch(name) else json.dumps({"fleet_guests": [name]})
+    return f"ansible-playbook kvm.fleet.rollback -e {shlex.quote(guests)}"
 
 
 def duration_text(seconds: float) -> str:
@@ -224,6 +329,31 @@ def duration_text(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return (f"{hours}h" if hours else "") + (f"{minutes}m" if hours or minutes else "") + f"{rest}s"
+
+
+def render_plan(
+    turns: Sequence[Record], refused: Sequence[Record] = (), failed_looks: Sequence[Record] = ()
+) -> list[str]:
+    """The batches in which a run would work on guests, and what it would refuse."""
+    batches: dict[int, list[Record]] = {}
+    for turn in turns:
+        batches.setdefault(turn["batch"], []).append(turn)
+    totals = f"Guests: {len(turns)}  Batches: {len(batches)}  Refused: {len(refused)}"
+    lines = [RULE, f"PLAN: {len(turns)} VM(s) in {len(batches)} batch(es); nothing was changed", RULE]
+    for number, batch in batches.items():
+        lines += [f"Batch {number}", *(f"  {_turn_text(turn)}" for turn in batch), ""]
+    for record in refused:
+        lines += [*_guest_lines(record), ""]
+    for failed in failed_looks:
+        lines += [*_failed_look_lines(failed), ""]
+    return [*lines, RULE, totals, RULE]
+
+
+def _turn_text(turn: Record) -> str:
+    """``web1 on hypervisor1, canary, after db1``."""
+    notes = ["canary"] if turn["canary"] else []
+    notes += [f"after {', '.join(turn['after'])}"] if turn["after"] else []
+    return printable(", ".join([f"{turn['name']} on {turn['hypervisor']}", *notes]))
 
 
 _STATUS_COLUMNS = ("GUEST", "HYPERVISOR", "STATE", "QEMU DRIFT", "AGENT", "GUEST-EXEC", "REBOOT", "SNAPSHOTS")
@@ -242,9 +372,15 @@ def render_status(guests: Sequence[Record], failed_looks: Sequence[Record] = ())
         if guest.get("run")
         for line in _run_lines(guest["name"], guest["run"], off=guest["drift"] == "not_running")
     ]
+    # Why a guest is unknown whose hypervisor could not be looked at is told once for all of them.
+    refused = [
+        printable(f"{guest['name']}: {guest['refusal']['msg']}. {guest['refusal']['remedy']}")
+        for guest in guests
+        if guest.get("refusal") and guest["state"] != "unknown"
+    ]
     failures = [line for failed in failed_looks for line in ["", *_failed_look_lines(failed)]]
     totals = f"Guests: {len(guests)}  Drifted: {drifted}  Unknown: {unknown}"
-    return [*table, *([""] if runs else []), *runs, *failures, "", totals]
+    return [*table, *([""] if runs or refused else []), *runs, *refused, *failures, "", totals]
 
 
 def _run_lines(guest: str, run: Mapping[str, Any], *, off: bool) -> list[str]:
@@ -254,7 +390,9 @@ def _run_lines(guest: str, run: Mapping[str, Any], *, off: bool) -> list[str]:
     if lease:
         state = "has it" if run["live"] else "is taken for dead"
         lines.append(f"run {lease['run']} of {lease['owner']} {state}, {silence_text(lease)}")
-    if run["unfinished"] and run["shut_down"] and off:
+    if not run["live"] and ("rollback", "open") in [(step["name"], step["status"]) for step in run["steps"]]:
+        lines.append("a rollback has not come to its end: kvm.fleet.rollback goes on with it")
+    elif run["unfinished"] and run["shut_down"] and off:
         lines.append("off because a run has shut it down: the next upgrade starts it")
     elif run["unfinished"] and not run["live"]:
         lines.append("left unfinished: the next upgrade goes on with it")
