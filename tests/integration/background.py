@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from lab.errors import AgentFailed
-from lab.places import run_record
 from tests.integration.runs import HYPERVISORS, command
 
 if TYPE_CHECKING:
@@ -24,16 +23,22 @@ if TYPE_CHECKING:
 
     from lab.guests import Guest
 
-PATIENCE_S = 300
+PATIENCE_S = 900
 LOG = "/var/lib/kvm-fleet/upgrade/log"
 
 
 @contextmanager
-def running(program: str, *arguments: str, output: IO[bytes] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def running(
+    program: str, *arguments: str, output: IO[bytes] | None = None, inventory: Path = HYPERVISORS
+) -> Iterator[subprocess.Popen[bytes]]:
     """A program of Ansible's, for as long as the context lasts."""
-    words, environment = command(program, inventory=HYPERVISORS)
+    words, environment = command(program, inventory=inventory)
     with subprocess.Popen(
-        [*words, *arguments], env=environment, stdout=output, stderr=subprocess.STDOUT if output else None
+        [*words, *arguments],
+        env=environment,
+        stdout=output,
+        stderr=subprocess.STDOUT if output else None,
+        start_new_session=True,
     ) as controller:
         try:
             yield controller
@@ -55,15 +60,20 @@ def kill(controller: subprocess.Popen[bytes]) -> None:
 
 def _descendants(pid: int) -> list[int]:
     """The children of a process, their children, and so on."""
-    children = []
+    own = children(pid)
+    return own + [found for child in own for found in _descendants(child)]
+
+
+def children(pid: int) -> list[int]:
+    """The children of a process."""
     with suppress(FileNotFoundError):
-        children = [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
-    return children + [found for child in children for found in _descendants(child)]
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text("ascii").split()]
+    return []
 
 
 def record_of(guest: Guest) -> dict[str, Any]:
     """What is on record of a guest, read as anybody can."""
-    path = run_record(guest.uuid)
+    path = guest.run_record
     found: dict[str, Any] = json.loads(path.read_text("utf-8")) if path.exists() else {"steps": [], "lease": None}
     return found
 

@@ -33,7 +33,10 @@ class Pair(NamedTuple):
 
 @pytest.fixture(scope="session")
 def pair(lab: Session) -> Iterator[Pair]:
-    """Two guests for tests of playbooks. Whoever uses them makes them fresh first: see proof.make_fresh."""
+    """Two guests for tests of playbooks, which are offered no newer agent.
+
+    Whoever uses them makes them fresh first: see proof.make_fresh.
+    """
     with (
         lab.guest(wait=False, private_emulator=True) as plain,
         lab.guest(NASTY_NAME, wait=False, private_emulator=True) as nasty,
@@ -41,5 +44,6 @@ def pair(lab: Session) -> Iterator[Pair]:
         for guest in (plain, nasty):
             guest.wait_until_ready()
         for guest in (plain, nasty):
+            guest.offer_newer_agent(offered=False)
             guest.take_pristine()
         yield Pair(plain, nasty)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 from lab import drift
 from lab.clock import wait_until
 from lab.guests import PRISTINE, READY_WITHIN_S
-from lab.places import console_path, run_record
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -23,14 +22,13 @@ if TYPE_CHECKING:
 SILENT_WITHIN_S = 120
 
 # Prints one line a fact, its name first. 'files' are those that an upgrade, or a simulation that is none, may touch:
-# names, sizes, times and contents.
+# names, sizes and times, of which that of the last change of any kind, to the nanosecond, cannot be set by anybody.
 _LOOK = """\
 set -e
-hash() { sha256sum | cut -d ' ' -f 1; }
 echo "boot_id $(cat /proc/sys/kernel/random/boot_id)"
 echo "agent $(systemctl show --property MainPID --value qemu-guest-agent.service)"
 where='/etc /var/lib/apt /var/lib/dpkg /var/cache/apt /usr/share/lab-app'
-echo "files $( (find $where -printf '%p %s %T@ %C@\\n'; find $where -type f -exec cat {} +) | hash)"
+echo "files $(find $where -printf '%p %s %T@ %C@\\n' | sha256sum | cut -d ' ' -f 1)"
 for path in /var/tmp/* /tmp/* /run/kvm-fleet* /var/lib/kvm-fleet/*; do
   case $path in
     *'*' | */systemd-private-*) ;;
@@ -86,14 +84,14 @@ def make_fresh(guest: Guest, *, drifted: bool = False) -> None:
     for name in snapshots(guest):
         guest.domain.snapshotLookupByName(name).delete()
     guest.reset()
-    run_record(guest.uuid).unlink(missing_ok=True)
+    guest.run_record.unlink(missing_ok=True)
     if drifted:
         drift.replace_emulator(guest)
 
 
 def wait_until_booted(guest: Guest) -> None:
     """Wait for the login prompt on the console of a guest that has no agent to ask."""
-    assert wait_until(lambda: b"login:" in console_path(guest.uuid).read_bytes(), READY_WITHIN_S)
+    assert wait_until(lambda: b"login:" in guest.console.read_bytes(), READY_WITHIN_S)
 
 
 def stop_agent(guest: Guest) -> None:
@@ -108,7 +106,7 @@ def remove_agent(guest: Guest) -> None:
         *("/usr/bin/systemd-run", "--collect", "--on-active=100ms", "--timer-property=AccuracySec=10ms"),
         *("/bin/sh", "-c", "dpkg --purge qemu-guest-agent && echo the agent is removed >/dev/console"),
     )
-    said = console_path(guest.uuid)
+    said = guest.console
     assert wait_until(lambda: b"the agent is removed" in said.read_bytes(), SILENT_WITHIN_S)
     assert not guest.answers()
 

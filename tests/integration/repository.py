@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from lab.guests import Guest
 
-MAIN = "/srv/lab/main"
+AGENTS = "/srv/lab/agent"
 LOOPBACK = "169.254.2.2"
 """This machine's 127.0.0.1, as libguestfs's appliance sees it."""
 
@@ -40,9 +40,9 @@ class Served:
 def repository_of(guest: Guest, directory: Path) -> Iterator[Served]:
     """The agent's package and the index, taken out of a running guest's image and served."""
     directory.mkdir()
-    for name in guest.output("/bin/ls", MAIN).splitlines():
+    for name in guest.output("/bin/ls", AGENTS).splitlines():
         if name in ("Packages", "Release") or name.startswith("qemu-guest-agent_"):
-            (directory / name).write_bytes(guest.read_file(f"{MAIN}/{name}"))
+            (directory / name).write_bytes(guest.read_file(f"{AGENTS}/{name}"))
 
     class Handler(SimpleHTTPRequestHandler):
         def __init__(self, *arguments: Any) -> None:

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Runs the collection as a user does, through `ansible` and `ansible-playbook`, and reads what they print."""
+"""Runs the collection's playbooks as a user does, its modules by themselves, and reads what they print."""
 
 from __future__ import annotations
 
@@ -11,10 +11,14 @@ import os
 import re
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lab.hypervisor import Hypervisor
 
 ROOT = Path(__file__).resolve().parents[2]
 HYPERVISORS = ROOT / "lab" / "hypervisors.yml"
@@ -61,26 +65,76 @@ def literal(value: object) -> str:
     return json.dumps(value).replace("{{", "{{ '{{' }}")
 
 
-def module(which: str, /, *, check: bool = False, diff: bool = False, **options: Any) -> dict[str, Any]:
+# As on a hypervisor, the system's own Python and libvirt-python come first; of ours there is nothing but Ansible.
+_MODULE = """\
+import runpy, sys
+sys.path += sys.argv[1:]
+del sys.argv[1:]
+runpy.run_module("ansible_collections.kvm.fleet.plugins.modules.{}", run_name="__main__")
+"""
+
+
+def module_command(which: str, on: Hypervisor | None = None) -> list[str]:
+    """The command line of a module, which takes its options from its stdin as Ansible gives them."""
+    paths = (str(ROOT / "build" / "collections"), sysconfig.get_path("purelib"))
+    return [*(on.view.within() if on else ()), "/usr/bin/python3", "-c", _MODULE.format(which), *paths]
+
+
+def module_options(options: Mapping[str, Any], *, check: bool = False) -> str:
+    """The options of a module as Ansible gives them."""
+    return json.dumps({"ANSIBLE_MODULE_ARGS": {**options, "_ansible_check_mode": check}})
+
+
+def module(which: str, /, *, check: bool = False, **options: Any) -> dict[str, Any]:
     """Run one of the collection's modules on this machine as the hypervisor, and return its result.
 
-    Whether it failed is in the result under `failed`; with `diff`, what Ansible prints as the difference is there under
-    `printed_diff`.
+    Whether it failed is in the result under `failed`. The module is given what Ansible would give it, without Ansible
+    around it, which costs five times what most modules do; how it fares with that is what the playbooks show.
     """
-    flags = [*(["--check"] if check else []), *(["--diff"] if diff else [])]
-    given = ["--args", literal(options)] if options else []
-    done = _run("ansible", *flags, "--module-name", f"kvm.fleet.{which}", *given, "localhost", inventory=HYPERVISORS)
-    printed_diff, _marker, answer = done.stdout.partition("localhost | ")
-    verdict, _arrow, told = answer.partition(" => ")
-    result = json.loads(told or "null")
+    return _module(which, module_command(which), module_options(options, check=check))
+
+
+def module_on(hypervisor: Hypervisor, which: str, /, *, check: bool = False, **options: Any) -> dict[str, Any]:
+    """Likewise on a hypervisor of a fleet."""
+    return _module(which, module_command(which, hypervisor), module_options(options, check=check))
+
+
+def _module(which: str, words: Sequence[str], given: str) -> dict[str, Any]:
+    done = subprocess.run(
+        words,
+        input=given,
+        capture_output=True,
+        encoding="utf-8",
+        timeout=LONGEST_RUN_S,
+        check=False,
+    )
+    print(f"{which} {given}\n{done.stdout}{done.stderr}")  # pytest shows it when the test fails
+    result = json.loads(done.stdout)
+    assert isinstance(result, dict)
+    return {"failed": False, **result}
+
+
+def difference(which: str, /, **options: Any) -> tuple[dict[str, Any], str]:
+    """Run a module through `ansible --check --diff`: its result, and what Ansible prints as the difference."""
+    said = ("--check", "--diff", "--module-name", f"kvm.fleet.{which}", "--args", literal(options), "localhost")
+    done = _run("ansible", *said, inventory=HYPERVISORS)
+    printed, _marker, answer = done.stdout.partition("localhost | ")
+    result = json.loads(answer.partition(" => ")[2])
     assert isinstance(result, dict), done.stdout + done.stderr
-    result |= {"failed": verdict == "FAILED!"}
-    return {**result, "printed_diff": printed_diff} if diff else result
+    return result, printed
 
 
 def refusal(which: str, /, *, check: bool = False, **options: Any) -> dict[str, Any]:
     """Run a module that has to fail with one of the collection's typed errors, and return that."""
-    result = module(which, check=check, **options)
+    return _typed(module(which, check=check, **options))
+
+
+def refusal_on(hypervisor: Hypervisor, which: str, /, **options: Any) -> dict[str, Any]:
+    """Likewise on a hypervisor of a fleet."""
+    return _typed(module_on(hypervisor, which, **options))
+
+
+def _typed(result: dict[str, Any]) -> dict[str, Any]:
     assert result["failed"], result
     assert isinstance(result["transient"], bool)
     assert isinstance(result["evidence"], dict)
@@ -143,6 +197,15 @@ def playbook(
     said = ["--extra-vars", literal(extra)] if extra else []
     done = _run("ansible-playbook", *said, *arguments, f"kvm.fleet.{name}", inventory=inventory)
     return PlaybookRun(done.returncode, f"{done.stdout}{done.stderr}")
+
+
+def inventory_of(*sources: Path) -> tuple[dict[str, Any], str]:
+    """The groups and variables that Ansible makes of inventories, and what it warns of."""
+    more = [word for source in sources[1:] for word in ("--inventory", str(source))]
+    done = _run("ansible-inventory", "--list", *more, inventory=sources[0])
+    assert done.returncode == 0
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found, " ".join(done.stderr.split())
 
 
 def listing(directory: Path, guests: Mapping[str, Mapping[str, object]]) -> Path:

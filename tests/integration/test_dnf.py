@@ -197,6 +197,7 @@ def test_a_repository_that_is_gone(guest: Guest) -> None:
     assert look(guest).left == ()
 
 
+@pytest.mark.thorough
 def test_dependencies_that_cannot_be_satisfied(guest: Guest, publish: Any) -> None:
     publish(CONFLICTING, LIBRARY)
     result = module("guest_upgrade", check=True, name=guest.name)
@@ -211,6 +212,7 @@ def test_dependencies_that_cannot_be_satisfied(guest: Guest, publish: Any) -> No
 # --- obstacles -----------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_lock_is_waited_for_as_long_as_allowed(guest: Guest) -> None:
     guest.output("/usr/bin/systemd-run", "--collect", "--unit=holder", "/usr/bin/python3", "-c", HOLD_LOCK)
     assert wait_until(
@@ -229,6 +231,7 @@ def test_a_lock_is_waited_for_as_long_as_allowed(guest: Guest) -> None:
     assert changes_told(result) == changed(before, guest.rpm_versions())
 
 
+@pytest.mark.thorough
 def test_scripts_of_packages_that_fail(guest: Guest, publish: Any) -> None:
     publish(POST_FAILS, PRE_FAILS, CONFIG)
     result = refusal("guest_upgrade", name=guest.name)
@@ -240,6 +243,7 @@ def test_scripts_of_packages_that_fail(guest: Guest, publish: Any) -> None:
     assert {change["name"] for change in result["evidence"]["changes"]} == {"lab-library", "lab-config"}
 
 
+@pytest.mark.thorough
 def test_a_script_that_fails_where_dnf_calls_it_a_success(guest: Guest, publish: Any) -> None:
     publish(POST_FAILS)
     result = refusal("guest_upgrade", name=guest.name)
@@ -247,6 +251,7 @@ def test_a_script_that_fails_where_dnf_calls_it_a_success(guest: Guest, publish:
     assert result["evidence"]["packages"] == ["lab-library"]
 
 
+@pytest.mark.thorough
 def test_a_disk_with_too_little_room(guest: Guest, publish: Any) -> None:
     publish(LARGE)
     free_kib = int(guest.output("/bin/df", "--output=avail", "/var").split()[-1])
@@ -257,6 +262,7 @@ def test_a_disk_with_too_little_room(guest: Guest, publish: Any) -> None:
     assert guest.rpm_versions() == before
 
 
+@pytest.mark.thorough
 def test_a_power_cut_in_the_middle_is_repaired_by_the_next_run(guest: Guest, publish: Any) -> None:
     publish(SLOW, CONFIG)
     before = guest.rpm_versions()

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import libvirt
 
 from tests.integration.proof import wait_until_booted
-from tests.integration.runs import module, refusal
+from tests.integration.runs import difference, module, refusal
 
 if TYPE_CHECKING:
     from lab.fixtures import MakeGuest
@@ -42,9 +42,9 @@ def test_a_running_guest_gets_the_channel_and_its_agent_answers_without_a_restar
     process = guest.process()
     assert process is not None
 
-    predicted = ensure(guest, check=True, diff=True, agent_timeout=60)
+    predicted, printed = difference("domain_channel", name=guest.name, agent_timeout=60)
     assert (predicted["changed"], predicted["live"], predicted["persistent"]) == (True, "added", "added")
-    assert predicted["printed_diff"].count('+  <target type="virtio" name="org.qemu.guest_agent.0"/>') == 2
+    assert printed.count('+  <target type="virtio" name="org.qemu.guest_agent.0"/>') == 2
     assert channels(guest) == (False, False)
 
     done = ensure(guest, agent_timeout=120)

@@ -12,7 +12,7 @@ import libvirt
 import pytest
 
 from tests.integration.proof import stop_agent
-from tests.integration.runs import module, refusal
+from tests.integration.runs import difference, module, refusal
 
 if TYPE_CHECKING:
     from lab.fixtures import MakeGuest
@@ -66,9 +66,9 @@ def test_stop_and_start_check_real_again(pristine_guest: Guest) -> None:
 def test_restart_proves_a_new_process_and_a_new_boot(pristine_guest: Guest) -> None:
     guest = pristine_guest
     before, boot_id = guest.process(), guest.boot_id()
-    result = power("restarted", guest, check=True, diff=True)
+    result, printed = difference("domain_power", name=guest.name, state="restarted")
     assert (result["changed"], guest.process()) == (True, before)
-    assert "+running on a new QEMU process\n" in result["printed_diff"]
+    assert "+running on a new QEMU process\n" in printed
 
     result = power("restarted", guest, method="agent")
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pytest
+
 from lab.clock import wait_until
-from lab.places import console_path
 from tests.integration import background
 from tests.integration.background import wait_for
 from tests.integration.proof import SILENT_WITHIN_S, wait_until_booted
@@ -47,6 +48,7 @@ def allows_exec(guest: Guest) -> bool:
 # --- runs that die -------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_a_guest_that_a_killed_run_has_left_off_is_found_brought_back_and_set_up(
     make_guest: MakeGuest, tmp_path: Path
 ) -> None:
@@ -159,10 +161,11 @@ def remove_agent(guest: Guest) -> None:
         *("/usr/bin/systemd-run", "--collect", "--on-active=1s"),
         *("/bin/sh", "-c", "dpkg --purge qemu-guest-agent && sync && echo the agent is removed >/dev/console"),
     )
-    console = console_path(guest.uuid)
+    console = guest.console
     assert wait_until(lambda: b"the agent is removed" in console.read_bytes(), SILENT_WITHIN_S)
 
 
+@pytest.mark.thorough
 def test_an_agent_that_hangs_is_left_alone_without_a_power_cycle_and_set_up_on_the_image_with_one(
     make_guest: MakeGuest,
 ) -> None:
@@ -184,6 +187,7 @@ def test_an_agent_that_hangs_is_left_alone_without_a_power_cycle_and_set_up_on_t
     assert [entry["event"] for entry in audited(guest)] == ["restarting", "changing", "changed"]
 
 
+@pytest.mark.thorough
 def test_an_agent_that_hangs_is_logged_in_to_where_there_is_an_address(make_guest: MakeGuest, tmp_path: Path) -> None:
     """Nobody listens there, but that somebody tried shows that the role goes on to this way."""
     guest = make_guest()
@@ -199,6 +203,7 @@ def test_an_agent_that_hangs_is_logged_in_to_where_there_is_an_address(make_gues
     assert (guest.process(), on_record(guest)["lease"], audited(guest)) == (process, None, [])
 
 
+@pytest.mark.thorough
 def test_a_guest_without_an_agent_is_refused_and_not_shut_down_for_nothing(make_guest: MakeGuest) -> None:
     guest = make_guest()
     remove_agent(guest)

@@ -178,7 +178,6 @@ def test_an_agent_that_may_not_even_tell_what_it_allows(pristine_guest: Guest) -
 def test_guests_that_cannot_be_asked_are_told_of_beside_one_that_can(
     make_guest: MakeGuest, shared_guest: Guest
 ) -> None:
-    shared_guest.reset()
     off = make_guest(start=False)
     masked, without = make_guest(wait=False, agent_service=False), make_guest(wait=False, agent_channel=False)
     names = [guest.name for guest in (off, masked, without, shared_guest)]
@@ -209,7 +208,6 @@ def test_a_paused_guest(pristine_guest: Guest) -> None:
 
 
 def test_an_agent_that_hangs_holds_up_nobody(make_guest: MakeGuest, shared_guest: Guest) -> None:
-    shared_guest.reset()
     hung = make_guest()
     hung.do_to_agent("kill", "--signal=STOP")
     assert wait_until(lambda: not hung.answers(), 60)
@@ -220,7 +218,6 @@ def test_an_agent_that_hangs_holds_up_nobody(make_guest: MakeGuest, shared_guest
 
 
 def test_the_whole_hypervisor_in_one_call(make_guest: MakeGuest, shared_guest: Guest) -> None:
-    shared_guest.reset()
     off = make_guest(start=False)
     guests = {guest["name"]: guest for guest in module("guest_info")["guests"]}
     assert guests[off.name]["state"] == "shut_off"

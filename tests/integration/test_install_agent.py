@@ -9,6 +9,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
+import pytest
+
 from lab.clock import wait_until
 from lab.packages import REPACKED_SUFFIX
 from tests.integration import background
@@ -106,6 +108,7 @@ def test_a_guest_that_ansible_cannot_log_in_to_is_refused_by_name_and_let_go_of(
     assert (look["run"]["lease"], look["run"]["ended"]["outcome"]) == (None, "refused")
 
 
+@pytest.mark.thorough
 def test_a_guest_that_a_killed_run_has_left_off_is_found_and_brought_back(
     make_guest: MakeGuest, tmp_path: Path
 ) -> None:
@@ -136,6 +139,7 @@ def test_a_guest_that_a_killed_run_has_left_off_is_found_and_brought_back(
     assert (look["run"]["unfinished"], look["run"]["lease"]) == (False, None)
 
 
+@pytest.mark.thorough
 def test_an_agent_that_was_removed_is_installed_in_the_image_where_ssh_is_not_open(
     make_guest: MakeGuest, tmp_path: Path
 ) -> None:

@@ -21,9 +21,10 @@ CAUTIOUS, THOROUGH = "cautious", "thorough"
 """The guests' names in the inventory, which are not those of their domains."""
 
 SETTINGS: dict[str, dict[str, object]] = {
-    CAUTIOUS: {"upgrade_security_only": True, "upgrade_restart": "never", "upgrade_snapshot": False},
+    # As -e upgrade_snapshot=false and surveys of AWX say it: as text.
+    CAUTIOUS: {"upgrade_security_only": "true", "upgrade_restart": "never", "upgrade_snapshot": "false"},
     THOROUGH: {
-        "upgrade_delete_snapshot": True,
+        "upgrade_delete_snapshot": "true",
         "upgrade_autoremove": True,
         "upgrade_clean": True,
         "upgrade_shutdown_method": "agent",

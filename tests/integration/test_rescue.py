@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import libvirt
+import pytest
 
 from lab import inside
 from lab.errors import AgentFailed
@@ -84,23 +85,10 @@ def test_a_guest_is_shut_down_repaired_and_started_again(pristine_guest: Guest) 
     assert last_outcome(guest)["outcome"] == "repaired"
 
 
-def test_a_script_that_fails_fails_the_host_and_the_guest_runs_again(pristine_guest: Guest) -> None:
-    guest = pristine_guest
-    make_fresh(guest)
-    before = guest.process()
-    broken = {"rescue_repairs": [], "rescue_script": "echo no such luck >&2; exit 7"}
-    run = playbook("rescue", guests=[guest.name], variables=broken)
-    assert run.exit_code != 0
-    record = run.records[guest.name]
-    assert (record["outcome"], record["error"]["error_code"]) == ("failed", "image_failed")
-    assert record["error"]["evidence"]["stderr"] == ["no such luck"]
-    assert record["restarted"] is True
-    assert guest.process() not in (None, before)
-    assert guest.answers()
-    assert last_outcome(guest)["error"]["error_code"] == "image_failed"
-
-
-def test_the_first_cause_is_told_where_the_start_fails_as_well(pristine_guest: Guest) -> None:
+@pytest.mark.thorough
+def test_a_script_that_fails_is_told_though_the_start_fails_as_well_and_the_guest_runs_again(
+    pristine_guest: Guest,
+) -> None:
     guest = pristine_guest
     make_fresh(guest)
     before = guest.process()
@@ -108,6 +96,7 @@ def test_the_first_cause_is_told_where_the_start_fails_as_well(pristine_guest: G
     broken = {"rescue_repairs": [], "rescue_script": "echo no such luck >&2; exit 7", "rescue_agent_timeout": 1}
     run = playbook("rescue", guests=[guest.name], variables=broken)
     assert run.exit_code != 0
+    assert run.records[guest.name]["outcome"] == "failed"
     error = run.records[guest.name]["error"]
     assert (error["task"], error["error_code"]) == ("Repair the image", "image_failed")
     assert error["evidence"]["stderr"] == ["no such luck"]
@@ -118,6 +107,7 @@ def test_the_first_cause_is_told_where_the_start_fails_as_well(pristine_guest: G
     guest.wait_until_ready()
 
 
+@pytest.mark.thorough
 def test_the_agent_is_allowed_what_is_needed_of_it(make_guest: MakeGuest) -> None:
     guest = make_guest()
     guest.output("/bin/mkdir", "-p", "/etc/qemu")
@@ -135,6 +125,7 @@ def test_the_agent_is_allowed_what_is_needed_of_it(make_guest: MakeGuest) -> Non
         assert guest.output("/usr/bin/stat", "-c", "%u %a", path) == "0 640\n"
 
 
+@pytest.mark.thorough
 def test_a_guest_is_not_shut_down_under_an_upgrade_whose_run_is_dead(pristine_guest: Guest) -> None:
     guest = pristine_guest
     make_fresh(guest)
@@ -155,35 +146,29 @@ def test_a_guest_is_not_shut_down_under_an_upgrade_whose_run_is_dead(pristine_gu
     assert (guest.process(), guest.boot_id()) == (before, boot_id)
 
 
-def test_a_run_that_is_killed_while_the_guest_is_off_is_made_up_for_by_the_next_one(
+def test_a_run_that_is_killed_while_the_guest_is_off_is_made_up_for_by_the_next_upgrade(
     pristine_guest: Guest, tmp_path: Path
 ) -> None:
     guest = pristine_guest
     make_fresh(guest)
     log = tmp_path / "log"
     said = literal({"fleet_guests": [guest.name], "rescue_repairs": [], "rescue_script": "touch /etc/begun; sleep 900"})
-    nexts: list[tuple[str, dict[str, object]]] = [
-        ("rescue", {"rescue_repairs": ["fsck"]}),
-        ("upgrade", {"upgrade_packages": False}),
-    ]
-    for name, variables in nexts:
-        before = guest.process()
-        with (
-            log.open("wb") as output,
-            running("ansible-playbook", "--extra-vars", said, "kvm.fleet.rescue", output=output) as controller,
-        ):
-            wait_for(lambda: b"TASK [kvm.fleet.rescue : Repair the image]" in log.read_bytes(), "the repair")
-            assert off(guest)
-            kill(controller)
-        [left] = module("domain_info", names=[guest.name])["domains"]
-        assert (left["state"], left["run"]["shut_down"]) == ("shut_off", True)
-        run = playbook(name, guests=[guest.name], variables=variables)
-        assert run.exit_code == 0, run.output
-        record = run.records[guest.name]
-        assert (record["restarted"], record["resumed"]["run"]) == (True, left["run"]["lease"]["run"])
-        assert guest.process() not in (None, before)
-        guest.wait_until_ready()
-        assert last_outcome(guest)["error"] is None
+    before = guest.process()
+    with (
+        log.open("wb") as output,
+        running("ansible-playbook", "--extra-vars", said, "kvm.fleet.rescue", output=output) as controller,
+    ):
+        wait_for(lambda: b"TASK [kvm.fleet.rescue : Repair the image]" in log.read_bytes(), "the repair")
+        assert off(guest)
+        kill(controller)
+    [left] = module("domain_info", names=[guest.name])["domains"]
+    assert (left["state"], left["run"]["shut_down"]) == ("shut_off", True)
+    run = playbook("upgrade", guests=[guest.name], variables={"upgrade_packages": False})
+    assert run.exit_code == 0, run.output
+    record = run.records[guest.name]
+    assert (record["restarted"], record["resumed"]["run"]) == (True, left["run"]["lease"]["run"])
+    assert guest.process() not in (None, before)
+    assert last_outcome(guest)["error"] is None
 
 
 def test_a_guest_that_does_not_go_down_is_left_running(pristine_guest: Guest) -> None:
@@ -232,6 +217,7 @@ def read_until(terminal: int, words: str) -> str:
     return said
 
 
+@pytest.mark.thorough
 def test_a_person_repairs_the_guest_in_a_shell_and_it_is_started_after_that(pristine_guest: Guest) -> None:
     guest = pristine_guest
     make_fresh(guest)
@@ -269,6 +255,7 @@ def test_what_cannot_be_done_is_refused_before_the_guest_is_shut_down(shared_gue
     assert shared_guest.process() == before
 
 
+@pytest.mark.thorough
 def test_a_guest_that_is_off_is_repaired_and_stays_off_and_one_that_a_dead_run_left_off_comes_back(
     make_guest: MakeGuest,
 ) -> None:

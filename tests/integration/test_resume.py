@@ -9,7 +9,7 @@ One guest loses five controllers in a row, each further on than the one before i
 
 from __future__ import annotations
 
-import time
+import json
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lab.errors import AgentFailed
 from tests.integration import background
-from tests.integration.background import kill, logged, reached, record_of, steps, wait_for
+from tests.integration.background import PATIENCE_S, kill, logged, reached, record_of, steps, wait_for
 from tests.integration.packages import UPGRADED, changed, changes_told
 from tests.integration.proof import Look, look, make_fresh
 from tests.integration.runs import PlaybookRun, literal, module, playbook
@@ -29,6 +30,11 @@ if TYPE_CHECKING:
 
     from lab.guests import Guest
     from lab.session import Session
+    from tests.integration.conftest import Pair
+
+RESTART_ONLY = {"upgrade_packages": False, "upgrade_restart": "always"}
+
+GROUPS = Path("/var/lib/kvm-fleet/groups")
 
 # Only taken and let go of again: nothing of the guest is changed.
 LOOK_ONLY = {"upgrade_packages": False, "upgrade_restart": "never"}
@@ -48,8 +54,17 @@ def running(guest: Guest, log: Path, **variables: object) -> Iterator[subprocess
 @pytest.fixture(scope="module")
 def guest(lab: Session) -> Iterator[Guest]:
     with lab.guest(private_emulator=True) as guest:
+        guest.offer_newer_agent(offered=False)
         guest.take_pristine()
         yield guest
+
+
+def going_down(guest: Guest) -> bool:
+    """Whether the guest is on its way down, which takes some seconds: its agent is among what ends first."""
+    try:
+        return guest.run("/usr/bin/systemctl", "is-system-running").stdout.strip() == "stopping"
+    except AgentFailed:
+        return True
 
 
 @dataclass(frozen=True)
@@ -92,7 +107,7 @@ def resumed(guest: Guest, tmp_path_factory: pytest.TempPathFactory) -> Resumed:
             if where == "upgrade open":
                 wait_for(lambda: logged(guest, "Unpacking"), "unpacking")
             if where == "guest off":
-                time.sleep(1)  # it is on record before the guest is asked, which shuts down for some seconds then
+                wait_for(lambda: going_down(guest), "the shutdown's beginning")
             kill(controller)
         print(f"--- killed at: {where}\n{log.read_text('utf-8')}")  # pytest shows it when a test fails
         records[where] = record_of(guest)
@@ -180,11 +195,11 @@ def test_nothing_is_left_of_it(resumed: Resumed) -> None:
 
 
 def test_two_runs_at_once_do_not_share_a_guest(resumed: Resumed, tmp_path: Path) -> None:
-    guest, variables = resumed.guest, {"upgrade_packages": False, "upgrade_restart": "always"}
-    with running(guest, tmp_path / "log", **variables) as first:
+    guest = resumed.guest
+    with running(guest, tmp_path / "log", **RESTART_ONLY) as first:
         wait_for(lambda: record_of(guest)["lease"] is not None, "the first run's lease")
         holder = record_of(guest)["lease"]["run"]
-        second = playbook("upgrade", guests=[guest.name], variables=variables)
+        second = playbook("upgrade", guests=[guest.name], variables=RESTART_ONLY)
         assert first.wait() == 0, (tmp_path / "log").read_text("utf-8")
     refused = second.records[guest.name]
     assert (second.exit_code != 0, refused["outcome"], refused["error"]["error_code"]) == (
@@ -202,6 +217,7 @@ def test_a_lease_of_another_controller_is_left_alone_until_it_is_stale(resumed: 
     refused = playbook("upgrade", guests=[guest.name], variables=LOOK_ONLY)
     assert refused.exit_code != 0
     assert "run elsewhere, which root@elsewhere took" in refused.records[guest.name]["error"]["msg"]
+    assert "(upgrade_take_over: elsewhere)" in refused.records[guest.name]["error"]["remedy"]
     module("guest_lease", name=guest.name, run="elsewhere", owner="root@elsewhere", ttl=1)
     taken = playbook("upgrade", guests=[guest.name], variables=LOOK_ONLY)
     assert taken.exit_code == 0, taken.output
@@ -215,3 +231,22 @@ def test_a_lease_of_a_run_that_is_known_to_be_dead_is_taken_over_by_its_name(res
     taken = playbook("upgrade", guests=[guest.name], variables={**LOOK_ONLY, "upgrade_take_over": "elsewhere"})
     assert taken.exit_code == 0, taken.output
     assert taken.records[guest.name]["taken_over"]["run"] == "elsewhere"
+
+
+@pytest.mark.thorough
+def test_two_runs_at_once_do_not_restart_two_members_of_a_group(pair: Pair, tmp_path: Path) -> None:
+    group, logs = f"lab-{pair.plain.uuid}", [tmp_path / "plain", tmp_path / "nasty"]
+    variables = {**RESTART_ONLY, "upgrade_snapshot": False, "kvm_group": group}
+    for guest in pair:
+        make_fresh(guest)
+    with running(pair.plain, logs[0], **variables) as one, running(pair.nasty, logs[1], **variables) as other:
+        codes = [controller.wait(timeout=PATIENCE_S) for controller in (one, other)]
+    told = "".join(log.read_text("utf-8") for log in logs)
+    assert codes == [0, 0], told
+    assert "RETRYING" in told
+    spans = sorted((step["begun"], step["ended"]) for guest in pair for step in record_of(guest)["steps"])
+    assert len(spans) == 2
+    assert spans[0][1] <= spans[1][0]
+    assert json.loads((GROUPS / f"{group}.json").read_text("utf-8"))["places"] == []
+    for left in GROUPS.glob(f"{group}.*"):
+        left.unlink()

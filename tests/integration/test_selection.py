@@ -53,7 +53,6 @@ def test_guests_are_chosen_by_name_exactly(make_guest: MakeGuest) -> None:
 
 
 def test_guests_are_chosen_by_group(make_guest: MakeGuest, shared_guest: Guest, tmp_path: Path) -> None:
-    shared_guest.reset()
     off = make_guest(start=False)
     inventory = listing(tmp_path, {"web1": {"kvm_domain": shared_guest.name}, "db1": {"kvm_domain": off.name}})
     (tmp_path / "groups.yml").write_text("web: {hosts: {web1: {}}}\n", encoding="utf-8")
@@ -71,7 +70,6 @@ def test_guests_are_chosen_by_group(make_guest: MakeGuest, shared_guest: Guest, 
 
 
 def test_limit_chooses_among_listed_guests(make_guest: MakeGuest, shared_guest: Guest, tmp_path: Path) -> None:
-    shared_guest.reset()
     off = make_guest(start=False)
     inventory = listing(tmp_path, {"web1": {"kvm_domain": shared_guest.name}, "db1": {"kvm_domain": off.name}})
     run = playbook("upgrade", "--limit", "web1", guests=["all"], variables=LEAVE_PACKAGES, inventory=inventory)
@@ -138,7 +136,6 @@ def test_a_hypervisor_whose_libvirt_does_not_answer(tmp_path: Path) -> None:
 
 
 def test_nothing_to_do_is_a_success(shared_guest: Guest, tmp_path: Path) -> None:
-    shared_guest.reset()
     run = playbook("upgrade", inventory=listing(tmp_path, {"web1": {"kvm_domain": shared_guest.name}}))
     assert run.exit_code == 0, run.output
     assert run.summary[1] == "UPGRADE SUMMARY: 0 VM(s) processed"

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,11 +17,14 @@ from tests.integration.proof import Look, look, make_fresh
 from tests.integration.runs import RULE, PlaybookRun, module, playbook
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from lab.guests import Guest
     from tests.integration.conftest import Pair
 
 OLD = {"lab-app": "1.0", "lab-config": "1.0", "lab-kernel": "1.0", "lab-library": "1.0", "lab-plugin": None}
 NEW = {"lab-app": "2.0", "lab-config": "1.1", "lab-kernel": "1.1", "lab-library": "1.1", "lab-plugin": "1.0"}
+STEPS = ["begin", "assess", "snapshot", "upgrade", "restart", "evaluate"]
 SNAPSHOT = re.compile(r"pre-upgrade-\d{8}-\d{6}")
 
 
@@ -44,6 +48,7 @@ def looks(pair: Pair) -> dict[str, Look]:
 def before(pair: Pair) -> dict[str, Look]:
     for guest in pair:
         make_fresh(guest, drifted=True)
+        guest.offer_newer_agent()
     return looks(pair)
 
 
@@ -60,9 +65,15 @@ def checked(pair: Pair, status_before: PlaybookRun) -> Ran:
 
 
 @pytest.fixture(scope="module")
-def upgraded(pair: Pair, checked: Ran) -> Ran:
+def events_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the upgrade writes its events."""
+    return tmp_path_factory.mktemp("log") / "fleet" / "events.jsonl"
+
+
+@pytest.fixture(scope="module")
+def upgraded(pair: Pair, checked: Ran, events_file: Path) -> Ran:
     assert checked.run.exit_code == 0, checked.run.output
-    variables = {"upgrade_progress_interval": 2}
+    variables = {"upgrade_progress_interval": 2, "fleet_events": str(events_file)}
     return Ran(playbook("upgrade", guests=names(pair), variables=variables), looks(pair))
 
 
@@ -229,8 +240,21 @@ def test_guests_are_upgraded_one_at_a_time(pair: Pair, upgraded: Ran) -> None:
 
 def test_the_play_tells_how_far_each_guest_is(pair: Pair, upgraded: Ran) -> None:
     for guest in pair:
-        line = rf"^{re.escape(guest.name)}: (\d+ %, \S.*|working), after \d+s$"
-        assert re.search(line, upgraded.run.output, re.MULTILINE), upgraded.run.output
+        line = rf"^{re.escape(guest.name)}: (\w+).*, after (?:\d+m)?\d+s$"
+        steps = list(dict.fromkeys(re.findall(line, upgraded.run.output, re.MULTILINE)))
+        assert steps == [*STEPS, "upgraded"], upgraded.run.output
+        percent = rf"^{re.escape(guest.name)}: upgrade, \d+ %, \S.*, after (?:\d+m)?\d+s$"
+        assert re.search(percent, upgraded.run.output, re.MULTILINE), upgraded.run.output
+
+
+def test_the_upgrade_writes_each_guests_steps_and_outcome(pair: Pair, upgraded: Ran, events_file: Path) -> None:
+    events = [json.loads(line) for line in events_file.read_text("utf-8").splitlines()]
+    assert {event["run"] for event in events} == {upgraded.run.records[guest.name]["run"] for guest in pair}
+    for guest in pair:
+        of_guest = [event for event in events if event["guest"] == guest.name]
+        assert {event["hypervisor"] for event in of_guest} == {"localhost"}
+        assert [event["step"] for event in of_guest if event["event"] == "step_ended"] == STEPS
+        assert [(event["event"], event["result"]) for event in of_guest[-1:]] == [("guest_ended", "upgraded")]
 
 
 def test_summary_of_the_upgrade(pair: Pair, upgraded: Ran) -> None:
@@ -240,6 +264,7 @@ def test_summary_of_the_upgrade(pair: Pair, upgraded: Ran) -> None:
             re.escape(f"✓ {guest.name}"),
             r"  Packages upgraded: 5 \(1 new\)",
             "  Restarted: yes",
+            r"  Pause: (\d+m)?\d+s as the guest saw it",
             "  QEMU drift: resolved",
             "  To compare: /etc/lab-config.conf.dpkg-dist",
             f"  Snapshot: {SNAPSHOT.pattern}",
@@ -247,7 +272,7 @@ def test_summary_of_the_upgrade(pair: Pair, upgraded: Ran) -> None:
             "",
         ]
     expected += [re.escape(RULE), "Success: 2  Failed: 0  Drift Resolved: 2", re.escape(RULE)]
-    assert len(upgraded.run.summary) == len(expected), upgraded.run.output
+    assert len(upgraded.run.summary) == len(expected), upgraded.run.summary
     for line, pattern in zip(upgraded.run.summary, expected, strict=True):
         assert re.fullmatch(pattern, line), (line, pattern)
 

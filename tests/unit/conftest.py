@@ -16,6 +16,7 @@ import pytest
 from hypothesis import settings
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _observe, _proc
+from ansible_collections.kvm.fleet.plugins.module_utils._save import save_directory
 from tests.unit.fake_clock import FakeClock
 from tests.unit.fake_guestfish import FakeGuestfish
 from tests.unit.fake_hypervisor import FakeHypervisor
@@ -49,6 +50,8 @@ def hypervisor(clock: FakeClock, proc: FakeProc, tmp_path: Path, monkeypatch: py
     runtime.mkdir(parents=True)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "run"))
     monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    save_directory(FakeHypervisor.uri).mkdir(parents=True)
     monkeypatch.setattr(_observe, "PROC", proc.path)
     monkeypatch.setattr(_observe, "find_process", functools.partial(_proc.find_process, proc=proc.path))
     monkeypatch.setattr(_observe, "running_files", functools.partial(_proc.running_files, proc=proc.path))

@@ -14,15 +14,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import AgentCommandFailed, AgentSilent
-from ansible_collections.kvm.fleet.plugins.module_utils._exec import LAUNCHER
+from ansible_collections.kvm.fleet.plugins.module_utils._exec import LAUNCHER, PLAIN_LAUNCHER
 from tests.unit.fake_clock import FakeClock
 
 COMMANDS = ("guest-ping", "guest-info", "guest-exec", "guest-exec-status")
 FILE_COMMANDS = ("guest-file-open", "guest-file-read", "guest-file-write", "guest-file-flush", "guest-file-close")
 LOOK_COMMANDS = ("guest-get-osinfo", "guest-get-fsinfo")
+TIME_COMMANDS = ("guest-get-time", "guest-set-time")
 SHUTDOWN = "guest-shutdown"
 """Asked for by libvirt, whose own function it is, and so only listed here."""
-ALL_COMMANDS = (*COMMANDS, *FILE_COMMANDS, *LOOK_COMMANDS, SHUTDOWN)
+FREEZE_COMMANDS = ("guest-fsfreeze-status", "guest-fsfreeze-freeze", "guest-fsfreeze-thaw")
+WHILE_FROZEN = ("guest-fsfreeze-status", "guest-fsfreeze-thaw", "guest-info", "guest-ping")
+"""What an agent of 7.2 allows, besides its guest-sync, while the guest is frozen."""
+ALL_COMMANDS = (*COMMANDS, *FILE_COMMANDS, *LOOK_COMMANDS, *TIME_COMMANDS, *FREEZE_COMMANDS, SHUTDOWN)
 DIRECTORIES = frozenset({"/", "/etc", "/etc/qemu", "/run"})
 
 
@@ -36,7 +40,7 @@ class Call:
     @property
     def command(self) -> list[str]:
         """The command itself, behind the launcher and its 'env'."""
-        if self.argv[2:3] != [LAUNCHER]:
+        if self.argv[2:3] not in ([LAUNCHER], [PLAIN_LAUNCHER]):
             return self.argv
         words = self.argv[6:]
         return list(itertools.dropwhile(lambda word: "=" in word, words[1:])) if words[0] == "env" else words
@@ -85,11 +89,14 @@ class FakeAgent:
     ``program`` says how a process ends. An agent that is ``silent`` lets each request run into its timeout; of
     ``lost_answers`` many requests that it carries out, the answer gets lost on the way. ``files`` are the guest's by
     their paths; one that is None is there and may not be read. With ``disk_full`` no file of the guest can grow.
+    Commands that are ``unknown`` its version does not have.
+    The guest's clock is ahead of the hypervisor's by ``clock_offset`` seconds.
     """
 
     def __init__(self, clock: FakeClock, program: Program = succeed) -> None:
         self.program = program
         self.blocked: set[str] = set()
+        self.unknown: set[str] = set()
         self.silent = False
         self.lost_answers = 0
         self.delay = 0.0
@@ -98,6 +105,8 @@ class FakeAgent:
         self.calls: list[Call] = []
         self.files: dict[str, bytes | None] = {}
         self.disk_full = False
+        self.clock_offset = 0.0
+        self.frozen = False
         self.os_info: dict[str, Any] = {
             "id": "debian",
             "name": "Debian GNU/Linux",
@@ -127,10 +136,12 @@ class FakeAgent:
         self.requests.append(command)
         if command in self.made_up:
             return json.dumps({"return": self.made_up[command]})
-        if command not in ALL_COMMANDS:
+        if command not in ALL_COMMANDS or command in self.unknown:
             raise refusal(command, f"The command {command} has not been found")
         if command in self.blocked:
             raise refusal(command, f"Command {command} has been disabled")
+        if self.frozen and command not in WHILE_FROZEN:
+            raise refusal(command, f"Command {command} has been disabled: the agent is in frozen state")
         answers: dict[str, Callable[[], Any]] = {
             "guest-ping": dict,
             "guest-info": self._info,
@@ -143,6 +154,11 @@ class FakeAgent:
             "guest-file-close": lambda: self._close(arguments["handle"]),
             "guest-get-osinfo": lambda: self.os_info,
             "guest-get-fsinfo": lambda: self.file_systems,
+            "guest-get-time": lambda: int((self._clock.now().timestamp() + self.clock_offset) * 1e9),
+            "guest-set-time": lambda: self._set_time(arguments["time"]),
+            "guest-fsfreeze-status": lambda: "frozen" if self.frozen else "thawed",
+            "guest-fsfreeze-freeze": lambda: self._set_frozen(True),
+            "guest-fsfreeze-thaw": lambda: self._set_frozen(False),
         }
         answer = answers[command]()
         if self.lost_answers:
@@ -155,10 +171,21 @@ class FakeAgent:
         return AgentSilent("Guest agent is not responding", remedy="See whether it runs.")
 
     def _info(self) -> dict[str, Any]:
+        allowed = [name for name in (WHILE_FROZEN if self.frozen else ALL_COMMANDS) if name not in self.blocked]
         commands = [
-            {"name": name, "enabled": name not in self.blocked, "success-response": True} for name in ALL_COMMANDS
+            {"name": name, "enabled": name in allowed, "success-response": True}
+            for name in ALL_COMMANDS
+            if name not in self.unknown
         ]
         return {"version": "7.2.22", "supported_commands": commands}
+
+    def _set_frozen(self, frozen: bool) -> int:
+        was, self.frozen = self.frozen, frozen
+        return int(was != frozen)
+
+    def _set_time(self, nanoseconds: int) -> dict[str, Any]:
+        self.clock_offset = nanoseconds / 1e9 - self._clock.now().timestamp()
+        return {}
 
     def _exec(self, arguments: dict[str, Any]) -> dict[str, Any]:
         stdin = base64.b64decode(arguments.get("input-data", ""))

@@ -63,6 +63,7 @@ class Family:
 
 SYSTEMD = {"/proc/1/comm": "systemd\n"}
 UNIT = "/usr/lib/systemd/system/qemu-guest-agent.service"
+TEMPLATE = "/usr/lib/systemd/system/qemu-ga@.service"
 FILES = ("guest-file-open", "guest-file-close", "guest-file-read", "guest-file-write", "guest-file-seek")
 EXEC = ("guest-exec", "guest-exec-status")
 _PORT = "--method=virtio-serial --path=/dev/virtio-ports/org.qemu.guest_agent.0"
@@ -141,6 +142,19 @@ FAMILIES = [
         EXEC,
     ),
     Family(
+        "ubuntu 22.04",
+        (6, 2),
+        {
+            **SYSTEMD,
+            "/etc/os-release": "ID=ubuntu\nID_LIKE=debian\n",
+            "/lib/systemd/system/qemu-guest-agent.service": _unit("-/usr/sbin/qemu-ga"),
+            "/etc/init.d/qemu-guest-agent": "#!/bin/sh\n",
+            "/etc/qemu/qemu-ga.conf": "[general]\nblacklist=guest-exec,guest-exec-status\n",
+        },
+        "/etc/qemu/qemu-ga.conf",
+        EXEC,
+    ),
+    Family(
         "ubuntu 18.04",
         (2, 11),
         {
@@ -160,6 +174,21 @@ FAMILIES = [
                 f"/usr/bin/qemu-ga \\\n  {_PORT} \\\n  --blacklist=${{BLACKLIST_RPC}} \\\n"
                 "  -F${FSFREEZE_HOOK_PATHNAME}",
                 _SYSCONFIG,
+            ),
+            "/etc/sysconfig/qemu-ga": _RHEL_7,
+        },
+        "/etc/sysconfig/qemu-ga",
+        (*FILES, *EXEC),
+    ),
+    Family(
+        "rhel 8",
+        (6, 2),
+        {
+            **SYSTEMD,
+            "/etc/os-release": _RHEL_ID,
+            "/etc/inittab": "# inittab is no longer used.\n",
+            UNIT: _unit(
+                f"/usr/bin/qemu-ga {_PORT} --blacklist=${{BLACKLIST_RPC}} -F${{FSFREEZE_HOOK_PATHNAME}}", _SYSCONFIG
             ),
             "/etc/sysconfig/qemu-ga": _RHEL_7,
         },
@@ -193,6 +222,18 @@ FAMILIES = [
         (*FILES, *EXEC),
     ),
     Family(
+        "rhel 10",
+        (9, 1),
+        {
+            **SYSTEMD,
+            "/etc/os-release": _RHEL_ID,
+            UNIT: _unit(_FILTERED, _SYSCONFIG),
+            "/etc/sysconfig/qemu-ga": _RHEL_9,
+        },
+        "/etc/sysconfig/qemu-ga",
+        (*FILES, *EXEC),
+    ),
+    Family(
         "fedora",
         (9, 1),
         {
@@ -201,6 +242,30 @@ FAMILIES = [
             "/etc/sysconfig/qemu-ga": f'QEMU_GA_ARGS="-v --block-rpcs={",".join(EXEC)}"\n',
         },
         "/etc/sysconfig/qemu-ga",
+        EXEC,
+    ),
+    Family(
+        "suse 15.3",
+        (5, 2),
+        {
+            **SYSTEMD,
+            "/etc/os-release": 'ID="sles"\nID_LIKE="suse"\n',
+            TEMPLATE: _unit("-/usr/bin/qemu-ga -p /dev/%I"),
+            "/etc/qemu/qemu-ga.conf": "[general]\nblacklist=guest-exec,guest-exec-status\n",
+        },
+        "/etc/qemu/qemu-ga.conf",
+        EXEC,
+    ),
+    Family(
+        "suse 15.4",
+        (6, 2),
+        {
+            **SYSTEMD,
+            "/etc/os-release": 'ID="sles"\nID_LIKE="suse"\n',
+            UNIT: _unit("-/usr/bin/qemu-ga -p /dev/virtio-ports/org.qemu.guest_agent.0"),
+            "/etc/qemu/qemu-ga.conf": "[general]\nblacklist=guest-exec,guest-exec-status\n",
+        },
+        "/etc/qemu/qemu-ga.conf",
         EXEC,
     ),
     Family(

@@ -46,9 +46,11 @@ class FilteredAgent(FakeAgent):
         self.has_failed = self.fails_with is not None and self.fails_with in conf
         if self.deaf:
             return
-        files = {path: content for path, content in self.files.items() if content is not None}
-        config = read_config(FakeFiles(files), (7, 2))
+        config = read_config(self._files(), (7, 2))
         self.blocked = {rpc for rpc in ALL_COMMANDS if not config.allows(rpc)}
+
+    def _files(self) -> FakeFiles:
+        return FakeFiles({path: content for path, content in self.files.items() if content is not None})
 
     def exchange(self, request: str, timeout: int) -> str:
         if self.has_failed:
@@ -79,16 +81,14 @@ class FilteredAgent(FakeAgent):
         return Ending(stdout=b"gone\n" if content is None else b"there\n" + content)
 
     def _list(self, directory: str) -> Ending:
-        files = {path: content for path, content in self.files.items() if content is not None}
-        return Ending(stdout=b"".join(f"{name}\0".encode() for name in FakeFiles(files).names(directory) or ()))
+        return Ending(stdout=b"".join(f"{name}\0".encode() for name in self._files().names(directory) or ()))
 
     def _fetch(self, *paths: str) -> Ending:
-        told = b""
-        files = {path: content for path, content in self.files.items() if content is not None}
+        told, files = b"", self._files()
         for path in paths:
-            names = FakeFiles(files).names(path)
-            if path in files:
-                told += f"file\0{path}\0{len(files[path])}\0".encode() + files[path]
+            names, content = files.names(path), files.read(path)
+            if content is not None:
+                told += f"file\0{path}\0{len(content)}\0".encode() + content
             elif names:
                 told += f"directory\0{path}\0".encode() + "".join(f"{name}\0" for name in names).encode() + b"\0"
         return Ending(stdout=told)
@@ -103,8 +103,9 @@ class FilteredAgent(FakeAgent):
         del self.files[path]
         return Ending()
 
-    def _launch(self, script: str, *undo: str) -> Ending:
+    def _launch(self, script: str, unit: str, *undo: str) -> Ending:
         assert script == _exec_files._RESTART
+        assert unit == read_config(self._files(), (7, 2)).unit
         assert all(copy == "" or copy in self.files for copy in undo[1::2])
         self.restarts += 1
         self._clock.after(2, self.restart)

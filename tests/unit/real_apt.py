@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
 from pathlib import Path
 
 from tests.unit.host_agent import HostAgent
@@ -37,24 +38,61 @@ class RealApt:
 
     def __init__(self, host: HostAgent, root: Path) -> None:
         self.root = root
-        for directory in ("state", "cache", "log", "dpkg", "etc/apt.conf.d", "etc/preferences.d", "etc/trusted.gpg.d"):
+        for directory in (
+            "state",
+            "cache",
+            "log",
+            "dpkg/info",
+            "dpkg/updates",
+            "etc/apt.conf.d",
+            "etc/preferences.d",
+            "etc/trusted.gpg.d",
+            "files",
+        ):
             (root / directory).mkdir(parents=True)
         (root / "apt.conf").write_text(_CONFIGURATION.format(root=root), encoding="utf-8")
         (root / "dpkg" / "status").touch()
         (root / "etc" / "sources.list").touch()
-        host.environment |= {"APT_CONFIG": f"{root}/apt.conf", "DPKG_ADMINDIR": f"{root}/dpkg"}
+        host.environment |= {
+            "APT_CONFIG": f"{root}/apt.conf",
+            "DPKG_ADMINDIR": f"{root}/dpkg",
+            "DPKG_ROOT": f"{root}/files",
+        }
 
     def install(
-        self, name: str, version: str, *, want: str = "install", status: str = "installed", **fields: object
+        self,
+        name: str,
+        version: str,
+        *,
+        want: str = "install",
+        flag: str = "ok",
+        status: str = "installed",
+        **fields: object,
     ) -> None:
         """Put a package into the database, as dpkg does."""
         with (self.root / "dpkg" / "status").open("a", encoding="utf-8") as file:
-            file.write(stanza(name, version, Status=f"{want} ok {status}", **fields))
+            file.write(stanza(name, version, Status=f"{want} {flag} {status}", **fields))
 
     def mark_auto(self, *names: str) -> None:
         """Say of packages that they came in as dependencies."""
         marks = "".join(f"Package: {name}\nArchitecture: amd64\nAuto-Installed: 1\n\n" for name in names)
         (self.root / "state" / "extended_states").write_text(marks, encoding="utf-8")
+
+    def build(self, name: str, version: str) -> str:
+        """Build a package without files, and tell of it as a repository does."""
+        tree, archive = self.root / f"build-{name}", self.root / f"{name}.deb"
+        (tree / "DEBIAN").mkdir(parents=True)
+        (tree / "DEBIAN" / "control").write_text(stanza(name, version).rstrip("\n") + "\n", encoding="utf-8")
+        subprocess.run(["dpkg-deb", "--build", tree, archive], check=True, stdout=subprocess.DEVNULL)
+        content = archive.read_bytes()
+        digest = hashlib.sha256(content).hexdigest()
+        return offered(name, version, Filename=f"../{name}.deb", Size=len(content), SHA256=digest)
+
+    def states(self) -> dict[str, str]:
+        """What dpkg says of each package: what is wanted, the flag, the state and the version."""
+        query = ["dpkg-query", f"--admindir={self.root}/dpkg", "-W", "-f=${Package}\t${Status} ${Version}\n"]
+        listed = subprocess.run(query, check=True, capture_output=True, text=True).stdout
+        return dict(line.split("\t") for line in listed.splitlines())
 
     def publish(self, label: str, suite: str, *packages: str) -> None:
         """Make a repository, and have the guest know it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ import yaml
 from ansible_collections.kvm.fleet.plugins.doc_fragments.hypervisor import ModuleDocFragment
 from ansible_collections.kvm.fleet.plugins.module_utils import _errors
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError
+from ansible_collections.kvm.fleet.plugins.plugin_utils import _events
+from ansible_collections.kvm.fleet.plugins.plugin_utils._progress import step_of
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "plugins" / "modules").glob("*.py"))
@@ -55,6 +58,18 @@ def test_a_role_specifies_what_it_has_defaults_for(role: str) -> None:
 
 
 @pytest.mark.parametrize("role", ROLE_NAMES)
+def test_what_is_true_or_false_may_come_as_text(role: str) -> None:
+    """As from ``-e name=false`` or a survey of AWX. Ansible converts it for a module only, not for a condition."""
+    options = [name for name, spec in options_of(role).items() if spec["type"] == "bool"]
+    for path in (ROLES / role / "tasks").glob("*.yml"):
+        for line in path.read_text(encoding="utf-8").splitlines():
+            for option in options:
+                handed_on = line.endswith(f': "{{{{ {option} }}}}"')
+                bare = re.search(rf"\b{option}\b(?! \| bool)", line)
+                assert handed_on or not bare, f"{path.name}: {line.strip()}"
+
+
+@pytest.mark.parametrize("role", ROLE_NAMES)
 def test_only_defaults_that_depend_on_other_variables_are_told_in_words(role: str) -> None:
     told = {option for option, spec in options_of(role).items() if "default" not in spec}
     assert told == {f"{role}_{name}" for name in TOLD_IN_WORDS} & set(options_of(role))
@@ -75,8 +90,9 @@ def test_a_default_of_a_role_is_the_one_that_is_specified(role: str, option: str
 
 @pytest.mark.parametrize("role", ROLE_NAMES)
 def test_every_option_of_a_role_is_used(role: str) -> None:
-    tasks = "".join(path.read_text(encoding="utf-8") for path in (ROLES / role / "tasks").glob("*.yml"))
-    assert [option for option in options_of(role) if not re.search(rf"\b{option}\b", tasks)] == []
+    files = [*(ROLES / role / "tasks").glob("*.yml"), *(ROLES / role / "vars").glob("*.yml")]
+    text = "".join(path.read_text(encoding="utf-8") for path in files)
+    assert [option for option in options_of(role) if not re.search(rf"\b{option}\b", text)] == []
 
 
 # --- modules -------------------------------------------------------------------------------------
@@ -154,6 +170,46 @@ def test_a_filter_takes_the_options_that_it_documents(name: str) -> None:
     assert arguments[1:] == [option for option in documented["options"] if option != "_input"]
 
 
+# --- events --------------------------------------------------------------------------------------
+
+EVENTS = (ROOT / "docs" / "events.md").read_text(encoding="utf-8")
+
+
+def rows_after(header: str) -> list[str]:
+    """The names in the first column of a table."""
+    table = EVENTS.partition(f"| {header} |")[2].partition("\n\n")[0]
+    return re.findall(r"^\| `([a-z_]+)` \|", table, re.MULTILINE)
+
+
+def test_an_event_has_the_fields_that_are_documented_in_their_order() -> None:
+    [event] = _events.Events("run", 0.0).end_run([{"guest": "web1", "outcome": "failed"}], 1.0, failed=True)[1:2]
+    assert rows_after("field") == ["ts", *event]
+    examples = [json.loads(line) for line in EVENTS.splitlines() if line.startswith("{")]
+    assert {tuple(example) for example in examples} == {("ts", *event)}
+
+
+def test_every_event_is_documented() -> None:
+    written = inspect.getsource(_events.Events)
+    assert re.findall(r'self\._event\(\s*"([a-z_]+)"', written)
+    assert set(re.findall(r'self\._event\(\s*"([a-z_]+)"', written)) == set(rows_after("event"))
+
+
+def test_the_steps_of_the_roles_are_those_that_are_documented() -> None:
+    files = [path.read_text(encoding="utf-8") for path in ROLES.glob("*/tasks/*.yml")]
+    steps = {step for text in files for step in re.findall(r"^ +fleet_step: (\w+)$", text, re.MULTILINE)}
+    assert steps == set(rows_after("step"))
+    assert all(step_of({"fleet_step": step}) == step for step in steps)
+
+
+@pytest.mark.parametrize("name", ["live", "events", "summary"])
+def test_a_callback_that_comes_with_the_playbooks_has_the_options_of_the_collections_own(name: str) -> None:
+    own = importlib.import_module(f"ansible_collections.kvm.fleet.plugins.callback.{name}")
+    brought = importlib.import_module(f"ansible_collections.kvm.fleet.playbooks.callback_plugins.fleet_{name}")
+    fragments = [yaml.safe_load(one.DOCUMENTATION).get("extends_documentation_fragment") for one in (own, brought)]
+    assert fragments[0] == fragments[1]
+    assert issubclass(brought.CallbackModule, own.CallbackModule)
+
+
 # --- error codes ---------------------------------------------------------------------------------
 
 ERRORS = [
@@ -166,7 +222,8 @@ DOCUMENTED = _ROW.findall((ROOT / "docs" / "errors.md").read_text(encoding="utf-
 # Met without any error of the family.
 BESIDE = {
     *("libvirt_python_missing", "hypervisor_unreachable", "drift_unknown", "guest_unhealthy"),
-    *("no_terminal", "runs_elsewhere", "task_failed", "run_ended"),
+    *("no_terminal", "runs_elsewhere", "task_failed", "run_ended", "provider_failed", "canary_failed"),
+    "rollback_unconfirmed",
 }
 
 

@@ -11,7 +11,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _apt, _job, _locks, _managers, _reboot, _room
+from ansible_collections.kvm.fleet.plugins.module_utils import _apt, _heartbeat, _job, _locks, _managers, _reboot, _room
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._apt import Apt
 from ansible_collections.kvm.fleet.plugins.module_utils._job import Job, JobLook
@@ -150,6 +150,8 @@ class UpgradingGuest:
             _managers.LOOK: "id debian\nlike \nhas apt-get\nhas dpkg-query\nenforcing \ncontext unconfined\n",
             _reboot.LOOK: "",
             _room._LOOK: self.free.decode(),
+            _heartbeat.START: "",
+            _heartbeat.STOP: "",
             _apt._PACKAGES: "interrupted\n" if self.interrupted else "",
             Apt().records: "".join(f"{line}\n" for line in records(self.packages)),
         }

@@ -54,6 +54,9 @@ class AgentContract:
         assert info.commands["guest-exec"] is False
         assert "guest-no-such-command" not in info.commands
 
+    def test_it_tells_that_nothing_is_frozen(self, open_agent: OpenAgent) -> None:
+        assert open_agent().is_frozen() is False
+
     def test_a_missing_permission_is_named(self, open_agent: OpenAgent) -> None:
         agent = open_agent("guest-exec", "guest-exec-status")
         agent.require("guest-ping")

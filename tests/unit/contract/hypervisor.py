@@ -6,6 +6,8 @@
 
 from __future__ import annotations
 
+from xml.etree import ElementTree
+
 import pytest
 
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import Domain, DomainState, Hypervisor
@@ -63,6 +65,19 @@ class HypervisorContract:
         assert "<name>vm1</name>" in domain.xml()
         assert "<name>vm1</name>" in domain.persistent_xml()
 
+    def test_a_survey_tells_of_each_domain_what_it_says_itself(self, port: Hypervisor, domain: Domain) -> None:
+        create(port.domain("vm10"), "a")
+        domain.destroy()
+        surveyed = port.survey()
+        assert {told.domain.uuid for told in surveyed} == {domain.uuid for domain in port.domains()}
+        for told in surveyed:
+            said = told.domain
+            assert (told.state, told.persistent, told.managed_save, told.has_snapshots) == (
+                *(said.state(), said.is_persistent(), said.has_managed_save(), bool(said.snapshots())),
+            )
+        assert {told.state for told in surveyed} >= {DomainState.RUNNING, DomainState.SHUT_OFF}
+        assert [told.domain.name for told in surveyed if told.has_snapshots] == ["vm10"]
+
     # --- lifecycle ----------------------------------------------------------------------------------
 
     def test_a_domain_is_destroyed_and_started(self, port: Hypervisor, domain: Domain) -> None:
@@ -82,6 +97,22 @@ class HypervisorContract:
         domain.destroy()
         with pytest.raises(LibvirtFailed, match="domain is not running"):
             domain.destroy()
+
+    def test_a_domain_is_saved_and_resumed_by_its_start(self, domain: Domain) -> None:
+        domain.save(60)
+        assert (domain.state(), domain.has_managed_save()) == (DomainState.SHUT_OFF, True)
+        domain.start()
+        assert (domain.state(), domain.has_managed_save()) == (DomainState.RUNNING, False)
+
+    def test_a_domain_whose_image_was_removed_is_off_all_the_same(self, domain: Domain) -> None:
+        domain.save(60)
+        domain.remove_managed_save()
+        assert (domain.state(), domain.has_managed_save()) == (DomainState.SHUT_OFF, False)
+
+    def test_a_domain_that_is_off_cannot_be_saved(self, domain: Domain) -> None:
+        domain.destroy()
+        with pytest.raises(LibvirtFailed, match="domain is not running"):
+            domain.save(60)
 
     # --- snapshots ----------------------------------------------------------------------------------
 
@@ -137,6 +168,48 @@ class HypervisorContract:
             with pytest.raises(SnapshotNotFound):
                 act("b")
         assert tree_of(domain) == ({"a"}, "a")
+
+    def test_a_snapshot_that_libvirt_does_not_know_any_more_can_be_told_to_it_again(self, domain: Domain) -> None:
+        create(domain, "a", "b", "c")
+        definitions, before = domain.snapshot_definitions(), domain.snapshots()
+        assert [definition.name for definition in definitions] == ["a", "b", "c"]
+        for definition in reversed(definitions):
+            domain.delete_snapshot(definition.name)  # the test driver forgets none without this
+        assert tree_of(domain) == (set(), None)
+        for _time in range(2):  # one that is known stays
+            for definition in definitions:
+                domain.redefine_snapshot(definition.xml, current=definition.current)
+            assert tree_of(domain) == ({"a", "b", "c"}, "c")
+        assert sorted(domain.snapshots(), key=lambda one: one.name) == sorted(before, key=lambda one: one.name)
+        domain.revert_to_snapshot("b")
+        assert tree_of(domain) == ({"a", "b", "c"}, "b")
+
+    # --- metadata -----------------------------------------------------------------------------------
+
+    def test_an_element_of_the_metadata_is_ours_to_set_and_to_remove(self, port: Hypervisor, domain: Domain) -> None:
+        space, other = "https://kvm.fleet/xmlns/test/1", "https://kvm.fleet/xmlns/test/2"
+        assert domain.metadata(space) is None
+        for text in ("<one>&lt;a&gt; &amp;amp; größe</one>", "<two/>"):
+            domain.set_metadata(space, "test", text)
+            told = domain.metadata(space)
+            assert told is not None
+            assert ElementTree.canonicalize(told) == ElementTree.canonicalize(text)
+        assert (domain.metadata(other), port.domain("vm10").metadata(space)) == (None, None)
+        for _time in range(2):  # one that is not there is none
+            domain.set_metadata(space, "test", None)
+            assert domain.metadata(space) is None
+
+    def test_a_domain_starts_at_a_boot_or_does_not(self, domain: Domain) -> None:
+        assert domain.autostart() is False
+        for wanted in (True, True, False):
+            domain.set_autostart(wanted)
+            assert domain.autostart() is wanted
+
+    # --- as another hypervisor sees it --------------------------------------------------------------
+
+    def test_a_hypervisor_says_what_it_is(self, port: Hypervisor) -> None:
+        assert len(port.qemu_version()) == 3
+        assert port.processor().startswith("<cpu")
 
     def test_reverting_brings_back_the_state_of_power(self, domain: Domain) -> None:
         create(domain, "on")

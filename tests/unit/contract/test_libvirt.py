@@ -7,7 +7,9 @@
 from __future__ import annotations
 
 import gc
+import importlib
 import uuid
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from xml.sax.saxutils import escape
@@ -16,7 +18,7 @@ import libvirt
 import pytest
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _libvirt
-from ansible_collections.kvm.fleet.plugins.module_utils._clock import Deadline
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import Deadline, SystemClock
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState, Hypervisor, ShutdownMethod
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     AgentCommandFailed,
@@ -38,7 +40,11 @@ from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import (
     open_hypervisor,
     require_local,
 )
+from ansible_collections.kvm.fleet.plugins.module_utils._observe import observe_domains
+from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import build_snapshot
 from tests.unit.contract.hypervisor import NASTY_NAMES, HypervisorContract
+
+TRIAL = "kvm-fleet-trial-20260301020000-0badcafe"
 
 
 def uuid_of(name: str) -> str:
@@ -60,6 +66,7 @@ def uri(tmp_path: Path) -> str:
     node = tmp_path / "node.xml"
     domains = [domain_xml(name) for name in ("vm1", "vm10", *NASTY_NAMES)]
     domains.append(domain_xml("transient", "<test:transient/>"))
+    domains.append(domain_xml(TRIAL))
     domains.append(domain_xml("saved", "<test:runstate>5</test:runstate><test:hasmanagedsave/>"))
     node.write_text(f"<node>{''.join(domains)}</node>", encoding="utf-8")
     return f"test://{node}"
@@ -140,6 +147,41 @@ def test_a_name_that_c_would_cut_short_is_refused(libvirtd: LibvirtHypervisor) -
         libvirtd.domain("vm1\0vm10")
 
 
+@pytest.mark.parametrize("count", [1, 40])
+def test_libvirt_is_asked_a_few_questions_about_all_domains_and_one_about_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    asked: Counter[str] = Counter()
+    node = tmp_path / "many.xml"
+    node.write_text(f"<node>{''.join(domain_xml(f'vm{number}') for number in range(count))}</node>", encoding="utf-8")
+    with open_hypervisor(f"test://{node}") as hypervisor:
+        hypervisor.domain("vm0").create_snapshot(build_snapshot("a", "about a"))
+        monkeypatch.setattr("libvirt.libvirtmod", Counting(importlib.import_module("libvirtmod"), asked))
+        observed = observe_domains(hypervisor, None, snapshots=False)
+        assert len(observed) == count
+        told_by_the_handle = ("virDomainGetName", "virDomainGetUUIDString", "virDomainFree")
+        assert {name: number for name, number in asked.items() if name not in told_by_the_handle} == {
+            "virConnectGetAllDomainStats": 1,
+            "virConnectListAllDomains": 3,
+            "virDomainGetXMLDesc": count,
+        }
+        asked.clear()
+        observe_domains(hypervisor, None)
+        assert asked["virDomainListAllSnapshots"] == 1
+
+
+class Counting:
+    """libvirt's C functions, counted by their names as they are called."""
+
+    def __init__(self, functions: object, asked: Counter[str]) -> None:
+        self._functions = functions
+        self._asked = asked
+
+    def __getattr__(self, name: str) -> object:
+        self._asked[name] += 1
+        return getattr(self._functions, name)
+
+
 # --- a libvirt that is restarted -----------------------------------------------------------------
 
 
@@ -154,11 +196,25 @@ def test_a_question_is_asked_again_over_a_new_connection(broken: LibvirtDomain) 
     assert broken.is_persistent()
 
 
-def test_a_change_is_not_repeated_and_the_connection_works_again(broken: LibvirtDomain) -> None:
+def test_domains_are_asked_for_again_over_a_new_connection(
+    libvirtd: LibvirtHypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = {domain.name for domain in libvirtd.domains()}
+    monkeypatch.setattr(libvirtd, "_connection", Handle(libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_RPC))
+    assert {domain.name for domain in libvirtd.domains()} == names != set()
+
+
+def test_a_connection_that_has_broken_before_a_change_is_opened_anew_for_it(broken: LibvirtDomain) -> None:
+    broken.destroy()
+    assert broken.state() is DomainState.SHUT_OFF
+
+
+def test_a_change_is_not_repeated_and_the_connection_works_again(libvirtd: LibvirtHypervisor) -> None:
+    breaking = domain_behind(libvirtd, RunningHandle(libvirt.VIR_ERR_INTERNAL_ERROR, libvirt.VIR_FROM_RPC))
     with pytest.raises(HypervisorUnavailable, match="the connection to libvirt broke") as raised:
-        broken.destroy()
+        breaking.destroy()
     assert raised.value.transient
-    assert broken.state() is DomainState.RUNNING
+    assert breaking.state() is DomainState.RUNNING
 
 
 def test_an_answer_that_is_too_long_is_no_broken_connection(libvirtd: LibvirtHypervisor) -> None:
@@ -174,6 +230,18 @@ def test_a_libvirt_that_stays_away_is_given_up(
     Path(uri.removeprefix("test://")).unlink()
     with pytest.raises(HypervisorUnavailable, match="libvirt does not answer at "):
         broken.state()
+
+
+def test_who_is_patient_waits_for_a_libvirt_that_is_being_restarted(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    node, away = Path(uri.removeprefix("test://")), tmp_path / "away"
+    node.rename(away)
+    with pytest.raises(HypervisorUnavailable), open_hypervisor(uri):
+        pytest.fail("opened")
+    monkeypatch.setattr(SystemClock, "wait", lambda _clock, _seconds: away.rename(node))
+    with open_hypervisor(uri, patient=True) as hypervisor:
+        assert hypervisor.domain("vm1").state() is DomainState.RUNNING
 
 
 # --- events --------------------------------------------------------------------------------------
@@ -217,6 +285,12 @@ def test_a_transient_domain_and_one_with_a_saved_image_are_told(libvirtd: Libvir
     assert [domain.has_managed_save() for domain in domains] == [False, False, True]
 
 
+def test_a_machine_that_tries_qemu_is_no_guest(libvirtd: LibvirtHypervisor) -> None:
+    assert [machine.name for machine in libvirtd.trials()] == [TRIAL]
+    assert TRIAL not in {domain.name for domain in libvirtd.domains()}
+    assert TRIAL not in {surveyed.domain.name for surveyed in libvirtd.survey()}
+
+
 def test_an_error_without_a_name_of_its_own_keeps_libvirts_words(libvirtd: LibvirtHypervisor) -> None:
     with pytest.raises(LibvirtFailed, match="unsupported flags") as raised:
         libvirtd.domain("vm1").shutdown(ShutdownMethod.ACPI)
@@ -245,6 +319,13 @@ class Handle:
         raise self._error
 
 
+class RunningHandle(Handle):
+    """One that still tells the domain's state."""
+
+    def state(self) -> list[int]:
+        return [libvirt.VIR_DOMAIN_RUNNING, 0]
+
+
 BROUGHT_BY_LIBVIRT_11_2 = {"VIR_ERR_AGENT_COMMAND_TIMEOUT": 112, "VIR_ERR_AGENT_COMMAND_FAILED": 113}
 ERRORS_OF_THE_AGENT: list[tuple[str, type[FleetError]]] = [
     ("VIR_ERR_OPERATION_INVALID", DomainNotRunning),
@@ -265,7 +346,7 @@ def test_an_error_of_the_agent_is_told_by_its_code(
     number = getattr(libvirt, code, BROUGHT_BY_LIBVIRT_11_2.get(code))
     assert number is not None
     monkeypatch.setattr(libvirt, code, number, raising=False)
-    handle = Handle(number, libvirt.VIR_FROM_QEMU)
+    handle = RunningHandle(number, libvirt.VIR_FROM_QEMU)
 
     def fail(*_arguments: object) -> str:
         raise handle._error
@@ -296,7 +377,7 @@ def test_any_other_error_is_told_by_its_code(libvirtd: LibvirtHypervisor, code: 
 
 
 def test_a_request_to_shut_down_finds_a_domain_that_went_off(libvirtd: LibvirtHypervisor) -> None:
-    domain = domain_behind(libvirtd, Handle(libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_FROM_QEMU))
+    domain = domain_behind(libvirtd, RunningHandle(libvirt.VIR_ERR_OPERATION_INVALID, libvirt.VIR_FROM_QEMU))
     for method in ShutdownMethod:
         with pytest.raises(DomainNotRunning):
             domain.shutdown(method)

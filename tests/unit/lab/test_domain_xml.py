@@ -14,6 +14,7 @@ import pytest
 
 from lab.domain_xml import GuestSpec, Machine, parse_security_models, parse_spec, render
 from lab.image import Image
+from lab.places import HERE
 from lab.process import Process
 
 IMAGE = Image(Path("/cache/0123456789abcdef"))
@@ -25,30 +26,35 @@ EVERYTHING_ELSE = GuestSpec(
     "other",
     memory_mib=640,
     disk_format="raw",
+    second_disk="qcow2",
+    firmware="uefi",
+    tpm=True,
+    own_disk=True,
     agent_channel=False,
     serial_bus=True,
     agent_service=False,
     private_emulator=True,
     private_library=True,
     package_manager="zypper",
+    ssh_port=40022,
     owner=Process(12, 3456),
 )
 
 
 def xml(spec: GuestSpec, machine: Machine = EMULATED) -> ET.Element:
-    return ET.fromstring(render(spec, UUID, IMAGE, machine))
+    return ET.fromstring(render(spec, UUID, IMAGE, machine, HERE))
 
 
 @pytest.mark.parametrize("name", ["a b", "it's", '"q"', "<&>", "-rf", "Jürgen 日本", "]]>", "&amp;", "$(id)"])
 def test_any_name_comes_back_as_it_was(name: str) -> None:
     spec = replace(PLAIN, name=name)
     assert xml(spec).findtext("name") == name
-    assert parse_spec(render(spec, UUID, IMAGE, EMULATED)) == spec
+    assert parse_spec(render(spec, UUID, IMAGE, EMULATED, HERE)) == spec
 
 
 @pytest.mark.parametrize("spec", [PLAIN, EVERYTHING_ELSE])
 def test_what_a_guest_was_asked_to_be_is_read_back_from_its_domain(spec: GuestSpec) -> None:
-    assert parse_spec(render(spec, UUID, IMAGE, EMULATED)) == spec
+    assert parse_spec(render(spec, UUID, IMAGE, EMULATED, HERE)) == spec
 
 
 @pytest.mark.parametrize(
@@ -70,13 +76,55 @@ def test_every_file_of_a_guest_is_named_by_its_uuid_and_none_by_its_name() -> No
     assert all(UUID in path for path in paths)
 
 
+def test_a_uefi_guest_shares_the_firmware_and_has_variables_and_a_boot_of_its_own() -> None:
+    assert xml(PLAIN).find("os/loader") is None
+    assert xml(PLAIN).find("os/nvram") is None
+    firmware = xml(replace(PLAIN, firmware="uefi")).find("os")
+    assert firmware is not None
+    loader = firmware.find("loader")
+    assert loader is not None
+    assert (loader.text, loader.get("readonly")) == ("/usr/share/OVMF/OVMF_CODE_4M.fd", "yes")
+    assert UUID in firmware.findtext("nvram", "")
+    assert firmware.findtext("kernel") == xml(PLAIN).findtext("os/kernel")
+
+
+def test_a_second_disk_is_another_file_of_the_format_that_was_asked_for() -> None:
+    def disks(spec: GuestSpec) -> list[tuple[str, str]]:
+        found = [(disk.find("target"), disk.find("driver")) for disk in xml(spec).iter("disk")]
+        return [
+            (target.get("dev", ""), driver.get("type", ""))
+            for target, driver in found
+            if target is not None and driver is not None
+        ]
+
+    assert disks(PLAIN) == [("vda", "qcow2")]
+    assert disks(replace(PLAIN, second_disk="raw")) == [("vda", "qcow2"), ("vdb", "raw")]
+    files = [source.get("file") for source in xml(replace(PLAIN, second_disk="raw")).iter("source")]
+    assert len(set(files)) == 2
+
+
+def test_only_a_guest_with_a_tpm_has_one() -> None:
+    backend = "devices/tpm/backend[@type='emulator']"
+    assert xml(PLAIN).find(backend) is None
+    assert xml(replace(PLAIN, tpm=True)).find(backend) is not None
+
+
 def test_the_hosts_own_qemu_is_never_run() -> None:
     assert xml(PLAIN).findtext("devices/emulator") == "/usr/bin/qemu-system-x86_64-kvm-fleet-lab"
     assert xml(EVERYTHING_ELSE).findtext("devices/emulator") == f"/usr/bin/qemu-system-x86_64-kvm-fleet-lab-{UUID}"
 
 
-def test_a_guest_has_no_network() -> None:
+def arguments(spec: GuestSpec) -> list[str]:
+    return [word.get("value", "") for word in xml(spec).iter("{http://libvirt.org/schemas/domain/qemu/1.0}arg")]
+
+
+def test_a_guest_has_no_network_and_with_ssh_one_that_leads_nowhere_but_in() -> None:
     assert xml(PLAIN).find("devices/interface") is None
+    assert arguments(PLAIN) == []
+    assert "lab-ssh.service" not in xml(PLAIN).findtext("os/cmdline", "")
+    reached = replace(PLAIN, ssh_port=40022)
+    assert "user,id=ssh,restrict=on,hostfwd=tcp:127.0.0.1:40022-:22" in arguments(reached)
+    assert "systemd.wants=lab-ssh.service" in xml(reached).findtext("os/cmdline", "").split()
 
 
 def test_the_agents_channel_and_service_go_separately() -> None:

@@ -7,11 +7,13 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from lab import emulator, image, places
+from lab import emulator, files, image, places
+from lab.domain_xml import GuestSpec
 from lab.host import Distribution
 
 
@@ -33,9 +35,54 @@ def test_another_recipe_makes_another_image(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def test_all_that_the_lab_makes_is_named_as_its_own() -> None:
-    for path in (places.STATE, places.CACHE, places.EMULATOR, places.LOCK, places.private_emulator("u")):
+    for path in (places.STATE, places.CACHE, places.EMULATOR, places.LOCK, places.HERE.private_emulator("u")):
         assert "kvm-fleet-lab" in path.name
-    assert places.guest_directory("u").is_relative_to(places.STATE)
+    assert places.HERE.guest_directory("u").is_relative_to(places.STATE)
+
+
+def test_a_guests_logs_go_and_no_other_guests(tmp_path: Path) -> None:
+    logs, tpm_logs = tmp_path / "qemu", tmp_path / "swtpm"
+    here = replace(places.HERE, own=((places.QEMU_LOGS, logs), (places.TPM_LOGS, tpm_logs)))
+    files.remove_logs(here, "web")  # where libvirt has never started a guest
+    logs.mkdir()
+    tpm_logs.mkdir()
+    for name in ("web-swtpm.log", "web1-swtpm.log"):
+        (tpm_logs / name).touch()
+    others = {"web.log.log", "web.log.1.log", "web1.log", "aweb.log", "wab.log", "web.logs", "web.log.x"}
+    for name in {"web.log", "web.log.0", "web.log.12", *others}:
+        (logs / name).touch()
+    files.remove_logs(here, "../qemu/web1")
+    files.remove_logs(here, "w.b")
+    files.remove_logs(here, "*")
+    files.remove_logs(here, "web")
+    assert {path.name for path in logs.iterdir()} == others
+    assert [path.name for path in tpm_logs.iterdir()] == ["web1-swtpm.log"]
+
+
+def test_a_guest_has_the_files_that_it_was_asked_to_have_and_keeps_what_it_wrote_there(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    variables = tmp_path / "OVMF_VARS.fd"
+    variables.write_bytes(b"as shipped")
+    monkeypatch.setattr(files, "OVMF_VARIABLES", variables)
+    monkeypatch.setattr(files, "run", lambda words: Path(words[-2]).write_bytes(f"{words[4]}".encode()))
+    here = replace(places.HERE, guests=tmp_path / "guests")
+    built = image.Image(tmp_path / "image")
+    for uuid in ("plain", "other"):
+        here.guest_directory(uuid).mkdir(parents=True)
+        here.disk_path(uuid).touch()
+    files.provide(here, GuestSpec("plain"), "plain", built)
+    assert list(here.guest_directory("plain").iterdir()) == [here.disk_path("plain")]
+
+    other = GuestSpec("other", second_disk="raw", firmware="uefi")
+    files.provide(here, other, "other", built)
+    assert (here.nvram("other").read_bytes(), here.second_disk_path("other").read_bytes()) == (b"as shipped", b"raw")
+    here.nvram("other").write_bytes(b"an entry")
+    here.second_disk_path("other").write_bytes(b"data")
+    files.provide(here, other, "other", built)
+    assert (here.nvram("other").read_bytes(), here.second_disk_path("other").read_bytes()) == (b"an entry", b"data")
+    files.remove(here, "other")
+    assert not here.guest_directory("other").exists()
 
 
 class TestEmulator:

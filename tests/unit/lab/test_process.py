@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from lab.process import Process, observe, option_of, parse_stat, running_with, this_process
+from lab.process import Process, observe, option_of, parse_stat, running_with, this_process, users_of
 
 SLEEP = [sys.executable, "-c", "import time; print(flush=True); time.sleep(60)", "-uuid", "lab-unit-test"]
 
@@ -68,3 +68,15 @@ def test_a_process_whose_file_was_replaced_has_lost_it(tmp_path: Path) -> None:
 @pytest.mark.parametrize("pid", [2**22 + 1])
 def test_who_never_was_has_no_command_line(pid: int) -> None:
     assert option_of(pid, "-uuid") == ""
+
+
+def test_who_else_has_a_file_open_is_found(tmp_path: Path) -> None:
+    path = tmp_path / "lock"
+    with path.open("wb") as file:
+        assert users_of(path) == []
+        with subprocess.Popen(SLEEP, stdin=file, stdout=subprocess.PIPE) as child:
+            try:
+                assert [user.pid for user in users_of(path)] == [child.pid]
+            finally:
+                child.kill()
+        assert users_of(path) == []

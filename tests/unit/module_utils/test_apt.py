@@ -451,8 +451,44 @@ def test_what_somebody_else_has_left_half_done_is_interrupted(host: HostAgent, a
     assert raised.value.evidence["packages"] == ["half"]
 
 
+@pytest.mark.parametrize("status", ["unpacked", "half-installed"])
+def test_what_is_to_be_unpacked_once_more_is_named_with_the_command_for_it(
+    host: HostAgent, apt: RealApt, status: str
+) -> None:
+    apt.install("half", "1", flag="reinstreq", status=status)
+    with pytest.raises(PackageStateInterrupted) as raised:
+        simulated(host)
+    assert raised.value.evidence["packages"] == ["half"]
+    assert "'apt-get -f --reinstall install half'" in raised.value.remedy
+
+
+@pytest.mark.parametrize("status", ["unpacked", "half-configured", "half-installed"])
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_a_repair_unpacks_what_lost_power_while_its_files_were_replaced(
+    host: HostAgent, tmp_path: Path, status: str, version: str
+) -> None:
+    """dpkg does not configure it, and 'apt-get -f install' by itself would leave it so."""
+    apt = RealApt(host, tmp_path / "apt")
+    apt.install("half", version, flag="reinstreq", status=status)
+    apt.install("whole", "1")
+    apt.publish("Debian", "stable", apt.build("half", "2"), offered("whole", "2"))
+    Apt().refresh(Shell(GuestAgent(host, SystemClock()), {}), "")
+    outcome = run_command(GuestAgent(host, SystemClock()), Command(Apt().repair(UpgradeOptions()), timeout=60))
+    assert outcome.exit_code == 0, outcome
+    assert apt.states() == {"half": "install ok installed 2", "whole": "install ok installed 1"}
+
+
+def test_a_repair_for_which_a_package_is_missing_fails(host: HostAgent, tmp_path: Path) -> None:
+    apt = RealApt(host, tmp_path / "apt")
+    apt.install("half", "3", flag="reinstreq", status="half-installed")
+    apt.publish("Debian", "stable", offered("half", "2"))
+    Apt().refresh(Shell(GuestAgent(host, SystemClock()), {}), "")
+    outcome = run_command(GuestAgent(host, SystemClock()), Command(Apt().repair(UpgradeOptions()), timeout=60))
+    assert outcome.exit_code == 100
+    assert "half needs to be reinstalled" in outcome.stderr
+
+
 def test_what_dpkg_has_not_put_into_its_database_yet_is_interrupted(host: HostAgent, apt: RealApt) -> None:
-    (apt.root / "dpkg" / "updates").mkdir()
     (apt.root / "dpkg" / "updates" / "0001").write_text("", encoding="ascii")
     with pytest.raises(PackageStateInterrupted):
         simulated(host)

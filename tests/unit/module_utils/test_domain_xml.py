@@ -12,6 +12,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._domain_xml import (
     ChannelState,
     Disk,
     parse_definition,
+    pending_edits,
 )
 
 
@@ -87,6 +88,21 @@ def test_uefi_firmware_is_told_from_others(os: str, expected: bool) -> None:
     assert parse_definition(domain(os=os)).pflash_firmware is expected
 
 
+def test_uefi_firmware_that_libvirt_is_yet_to_choose_is_no_less() -> None:
+    assert parse_definition("<domain><os firmware='efi'><type>hvm</type></os></domain>").pflash_firmware
+    assert not parse_definition("<domain><os firmware='bios'><type>hvm</type></os></domain>").pflash_firmware
+
+
+def test_a_tpm_is_read_and_one_of_the_hypervisors_own_cannot_be_saved() -> None:
+    def tpm(backend: str) -> tuple[bool, tuple[str, ...]]:
+        found = parse_definition(domain(f"<tpm model='tpm-crb'><backend type='{backend}'/></tpm>"))
+        return found.tpm, found.unsaveable
+
+    assert tpm("emulator") == (True, ())
+    assert tpm("passthrough") == (True, ("tpm passthrough",))
+    assert not parse_definition(domain()).tpm
+
+
 @pytest.mark.parametrize(
     ("device", "expected"),
     [
@@ -122,3 +138,60 @@ def test_uefi_firmware_is_told_from_others(os: str, expected: bool) -> None:
 )
 def test_writable_disks_are_listed_and_others_are_not(device: str, expected: list[Disk]) -> None:
     assert parse_definition(domain(device)).writable_disks == tuple(expected)
+
+
+def test_a_domain_tells_its_system_as_virt_install_has_noted_it() -> None:
+    xml = (
+        "<domain type='kvm'><metadata><libosinfo:libosinfo "
+        "xmlns:libosinfo='http://libosinfo.org/xmlns/libvirt/domain/1.0'>"
+        "<libosinfo:os id='http://debian.org/debian/12'/></libosinfo:libosinfo></metadata></domain>"
+    )
+    assert parse_definition(xml).os == "http://debian.org/debian/12"
+    assert parse_definition("<domain type='kvm'><metadata/></domain>").os is None
+
+
+@pytest.mark.parametrize(
+    ("devices", "expected"),
+    [
+        ("<disk type='file'><target dev='vda'/></disk><hostdev mode='subsystem' type='usb'/>", ()),
+        ("<hostdev mode='subsystem' type='pci'/><hostdev type='mdev'/>", ("hostdev pci", "hostdev mdev")),
+        ("<interface type='hostdev'/><interface type='bridge'/>", ("interface hostdev",)),
+        ("<interface type='vdpa'/><shmem name='s'/>", ("interface vdpa", "shmem s")),
+        ("<filesystem><driver type='virtiofs'/><target dir='t'/></filesystem>", ("filesystem virtiofs t",)),
+        ("<filesystem type='mount'><source dir='/s'/></filesystem>", ("filesystem path ?",)),
+    ],
+)
+def test_devices_whose_state_is_outside_of_qemu_are_named(devices: str, expected: tuple[str, ...]) -> None:
+    assert parse_definition(domain(devices)).unsaveable == expected
+
+
+LIVE = """\
+<domain type='qemu' id='7'><memory unit='KiB'>524288</memory><currentMemory unit='KiB'>262144</currentMemory>
+<vcpu placement='static'>1</vcpu><resource><partition>/machine</partition></resource>
+<os><type machine='pc-i440fx-7.2'>hvm</type></os><cpu mode='custom' match='exact' check='full'/>
+<devices><disk type='file'><source file='/d' index='1'/><target dev='vda'/><alias name='virtio-disk0'/></disk>
+<interface type='network'><mac address='52:54:00:00:00:01'/><target dev='vnet3'/></interface>
+<channel type='unix'><source mode='bind' path='/run/x'/><target type='virtio' name='org.qemu.guest_agent.0'/></channel>
+</devices></domain>"""
+PERSISTENT = """\
+<domain type='qemu'><memory unit='KiB'>524288</memory><currentMemory unit='KiB'>524288</currentMemory>
+<vcpu placement='static'>1</vcpu><os><type machine='pc-i440fx-7.2'>hvm</type></os><cpu mode='host-model'/>
+<devices><disk type='file'><source file='/d'/><target dev='vda'/></disk>
+<interface type='network'><mac address='52:54:00:00:00:01'/></interface>
+<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0'/></channel></devices></domain>"""
+
+
+@pytest.mark.parametrize(
+    ("edit", "to", "expected"),
+    [
+        ("", "", ()),
+        (">1</vcpu>", ">2</vcpu>", ("vcpu",)),
+        (">524288</memory>", ">1048576</memory>", ("memory",)),
+        ("pc-i440fx-7.2", "pc-i440fx-8.0", ("machine",)),
+        ("dev='vda'", "dev='vdb'", ("disk vda", "disk vdb")),
+        ("00:01'/>", "00:02'/>", ("interface 52:54:00:00:00:01", "interface 52:54:00:00:00:02")),
+        ("</devices>", "<hostdev type='pci'/></devices>", ("hostdev 0",)),
+    ],
+)
+def test_edits_that_wait_for_a_cold_start_are_named(edit: str, to: str, expected: tuple[str, ...]) -> None:
+    assert pending_edits(LIVE, PERSISTENT.replace(edit, to) if edit else PERSISTENT) == expected

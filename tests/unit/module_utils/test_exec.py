@@ -7,6 +7,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
 from ansible_collections.kvm.fleet.plugins.module_utils._exec import (
     LAUNCHER,
     MAX_OUTPUT,
+    PLAIN_LAUNCHER,
     RUNNER,
     Command,
     Outcome,
@@ -112,6 +115,7 @@ def test_a_refused_command_never_reaches_the_guest(clock: FakeClock) -> None:
 )
 def test_the_launch_line_carries_everything_as_arguments(command: Command, rest: list[str]) -> None:
     assert launch_line(command) == ["/bin/sh", "-c", LAUNCHER, "sh", *rest]
+    assert launch_line(replace(command, terse=True)) == ["/bin/sh", "-c", PLAIN_LAUNCHER, "sh", *rest]
 
 
 def test_a_script_and_its_parameters_never_mix() -> None:
@@ -127,7 +131,7 @@ def test_a_script_and_its_parameters_never_mix() -> None:
 def runner(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Where the guest's runner would be; nothing is there."""
     path = tmp_path / "runner"
-    for script in ("LAUNCHER", "_END_GROUP"):
+    for script in ("LAUNCHER", "PLAIN_LAUNCHER", "_END_GROUP"):
         monkeypatch.setattr(_exec, script, getattr(_exec, script).replace(RUNNER, str(path)))
     return path
 
@@ -143,12 +147,16 @@ def installed(runner: Path) -> None:
 SHOW = 'printf "%s|" "$RAN_BY" "$@"; cat; exit 3'
 
 
+@pytest.mark.parametrize("terse", [False, True])
 @pytest.mark.parametrize("there", [True, False])
-def test_a_command_passes_through_the_runner_where_there_is_one(guest: GuestAgent, runner: Path, there: bool) -> None:
+def test_a_command_passes_through_the_runner_where_there_is_one(
+    guest: GuestAgent, runner: Path, there: bool, terse: bool
+) -> None:
     if there:
         installed(runner)
     arguments = ("", "a b", "$(id)", "'\"", "ü")
-    outcome = run_command(guest, Command(("/bin/sh", "-c", SHOW, "sh", *arguments), stdin=b"in", max_output=100))
+    command = Command(("/bin/sh", "-c", SHOW, "sh", *arguments), stdin=b"in", max_output=100, terse=terse)
+    outcome = run_command(guest, command)
     by = "runner" if there else ""
     assert (outcome.exit_code, outcome.stdout) == (3, "|".join([by, *arguments, "in"]))
 
@@ -236,6 +244,16 @@ def test_the_pipes_are_removed_at_once(guest: GuestAgent, tmp_path: Path) -> Non
     assert shell(guest, f"ls -d {tmp_path}/kvm-fleet.*").exit_code != 0
 
 
+def test_pipes_that_a_killed_command_has_left_are_replaced(
+    guest: GuestAgent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_exec, "LAUNCHER", _exec.LAUNCHER.replace("kvm-fleet.$$", "kvm-fleet.1"))
+    os.mkfifo(tmp_path / "kvm-fleet.1.out")
+    outcome = shell(guest, "echo one; echo two >&2", max_output=2)
+    assert (outcome.stdout, outcome.stderr, outcome.stdout_truncated) == ("on", "tw", True)
+    assert list(tmp_path.glob("kvm-fleet.*")) == []
+
+
 def test_where_no_pipes_can_be_made_the_command_runs_all_the_same(
     guest: GuestAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -245,16 +263,20 @@ def test_where_no_pipes_can_be_made_the_command_runs_all_the_same(
     assert outcome.stderr == ""
 
 
-def test_the_command_runs_in_its_directory(guest: GuestAgent, tmp_path: Path) -> None:
+@pytest.mark.parametrize("terse", [False, True])
+def test_the_command_runs_in_its_directory(guest: GuestAgent, tmp_path: Path, terse: bool) -> None:
     directory = tmp_path / "-a b"
     directory.mkdir()
-    outcome = run_command(guest, Command(("pwd", "-P"), chdir=str(directory)))
+    outcome = run_command(guest, Command(("pwd", "-P"), chdir=str(directory), terse=terse))
     assert outcome.stdout == f"{directory.resolve()}\n"
 
 
-def test_a_directory_that_cannot_be_entered_is_125_and_nothing_runs(guest: GuestAgent, tmp_path: Path) -> None:
+@pytest.mark.parametrize("terse", [False, True])
+def test_a_directory_that_cannot_be_entered_is_125_and_nothing_runs(
+    guest: GuestAgent, tmp_path: Path, terse: bool
+) -> None:
     witness = tmp_path / "witness"
-    outcome = run_command(guest, Command(("touch", str(witness)), chdir=str(tmp_path / "missing")))
+    outcome = run_command(guest, Command(("touch", str(witness)), chdir=str(tmp_path / "missing"), terse=terse))
     assert outcome.exit_code == 125
     assert "missing" in outcome.stderr
     assert not witness.exists()
@@ -267,9 +289,10 @@ def test_variables_are_added_to_the_agents_own(guest: GuestAgent) -> None:
     assert path.endswith(":/bin")
 
 
-def test_the_command_leads_a_process_group_of_its_own(guest: GuestAgent) -> None:
+@pytest.mark.parametrize("terse", [False, True])
+def test_the_command_leads_a_process_group_of_its_own(guest: GuestAgent, terse: bool) -> None:
     # The fields of /proc/PID/stat: pid, name, state, parent, group, session
-    outcome = run_command(guest, Command(("cat", "/proc/self/stat")))
+    outcome = run_command(guest, Command(("cat", "/proc/self/stat"), terse=terse))
     pid, _name, _state, _parent, group, session = outcome.stdout.split()[:6]
     assert pid == group == session
 
@@ -282,11 +305,12 @@ def alive(pid: int) -> bool:
         return False
 
 
-def test_at_the_deadline_the_command_and_its_children_are_ended(guest: GuestAgent, tmp_path: Path) -> None:
+@pytest.mark.parametrize("terse", [False, True])
+def test_at_the_deadline_the_command_and_its_children_are_ended(guest: GuestAgent, tmp_path: Path, terse: bool) -> None:
     pids = tmp_path / "pids"
     text = f"sleep 600 & echo $$ $! >{pids}; wait"
     with pytest.raises(CommandTimeout):
-        shell(guest, text, timeout=0.3)
+        shell(guest, text, timeout=0.3, terse=terse)
     assert [alive(int(pid)) for pid in pids.read_text(encoding="utf-8").split()] == [False, False]
 
 

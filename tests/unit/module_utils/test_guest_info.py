@@ -81,13 +81,21 @@ def test_a_healthy_guest_is_looked_at_without_a_process(hypervisor: FakeHypervis
 
 def test_each_command_that_the_collection_needs_is_told_of(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
     domain.agent.blocked.add("guest-get-fsinfo")
+    domain.agent.unknown.add("guest-fsfreeze-thaw")
     found = look(hypervisor, domain, InfoOptions())
     assert set(found.rpcs) == {rpc.name for rpc in RPCS}
     assert found.rpcs["guest-exec"] is True
     assert found.rpcs["guest-get-fsinfo"] is False
-    assert found.rpcs["guest-set-time"] is False, "this agent does not know it"
+    assert found.rpcs["guest-fsfreeze-thaw"] is False, "this agent does not know it"
     assert found.file_systems is None
     assert codes(found) == [], "a guest can be upgraded without"
+
+
+def test_a_guest_that_is_frozen_is_said_to_be(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    domain.agent.frozen = True
+    found = look(hypervisor, domain, InfoOptions())
+    assert found.rpcs["guest-exec"] is False
+    assert codes(found) == ["guest_frozen"]
 
 
 TOLD = """\

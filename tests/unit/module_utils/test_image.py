@@ -197,17 +197,17 @@ def test_every_disk_is_added_by_its_format(
         pass
     mode = {"readonly": "true"} if read_only else {}
     assert fake_guestfish.calls("add") == [
-        ["add", str(hypervisor.images / f"web1.{kind}"), {"format": kind, **mode}] for kind in ("qcow2", "raw")
+        ["add", str(hypervisor.image_directory / f"web1.{kind}"), {"format": kind, **mode}] for kind in ("qcow2", "raw")
     ]
     assert [call[0] for call in fake_guestfish.calls()][-2:] == ["umount-all", "shutdown"]
 
 
 def test_the_command_for_a_person_opens_the_same_disks(domain: FakeDomain, hypervisor: FakeHypervisor) -> None:
-    hypervisor.images.rename(hypervisor.images.with_name("im ages"))
-    hypervisor.images = hypervisor.images.with_name("im ages")
+    hypervisor.image_directory.rename(hypervisor.image_directory.with_name("im ages"))
+    hypervisor.image_directory = hypervisor.image_directory.with_name("im ages")
     words = shlex.split(virt_rescue(domain, drives_of("web1", parse_definition(domain.xml()))))
     assert words[:4] == ["env", "LIBGUESTFS_BACKEND=direct", "LIBGUESTFS_BACKEND_SETTINGS=force_tcg", "virt-rescue"]
-    assert words[4:] == ["--format=qcow2", "-a", str(hypervisor.images / "web1.qcow2"), "-i"]
+    assert words[4:] == ["--format=qcow2", "-a", str(hypervisor.image_directory / "web1.qcow2"), "-i"]
 
 
 @pytest.mark.parametrize("read_only", [True, False])

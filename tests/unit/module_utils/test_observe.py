@@ -12,7 +12,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils import _proc, _results
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState
 from ansible_collections.kvm.fleet.plugins.module_utils._domain_xml import ChannelState
 from ansible_collections.kvm.fleet.plugins.module_utils._drift import DriftState
-from ansible_collections.kvm.fleet.plugins.module_utils._errors import DomainNotFound
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import DomainNotFound, LibvirtFailed
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import observe, observe_domains
 from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import STAMP
 from tests.unit.fake_hypervisor import EMULATOR, LIBRARY, FakeHypervisor
@@ -107,10 +107,29 @@ def test_snapshots_are_listed_oldest_first_and_ours_apart(hypervisor: FakeHyperv
     assert [snapshot.name for snapshot in observed.own_snapshots] == ["z-old", "a-new"]
 
 
+def test_snapshots_are_looked_for_where_there_are_any_and_only_if_asked_for(hypervisor: FakeHypervisor) -> None:
+    hypervisor.add("web1").add_snapshot("ours", f"{STAMP} x")
+    hypervisor.add("web2").faults["snapshots"] = LibvirtFailed("nobody should ask", remedy="Do not.")
+    seen, unseen = observe_domains(hypervisor, None), observe_domains(hypervisor, None, snapshots=False)
+    assert [len(observed.snapshots) for observed in seen] == [1, 0]
+    assert [observed.snapshots for observed in unseen] == [(), ()]
+
+
 def test_looking_changes_nothing(hypervisor: FakeHypervisor) -> None:
     domain = hypervisor.add("web1")
     observe_domains(hypervisor, None)
     assert domain.changes == []
+
+
+def test_metadata_that_cannot_be_read_is_a_problem_of_its_domain_alone(hypervisor: FakeHypervisor) -> None:
+    hypervisor.add("web1").hints = "<guest xmlns='https://kvm.fleet/xmlns/guest/1'><depend-on>db1</depend-on></guest>"
+    hypervisor.add("web2").hints = "<guest xmlns='https://kvm.fleet/xmlns/guest/1'><group>web</group></guest>"
+    hypervisor.add("web3")
+    told = [_results.observation(observed) for observed in observe_domains(hypervisor, None)]
+    assert [domain["hints"] for domain in told] == [{}, {"group": "web"}, {}]
+    assert [bool(domain["hints_problem"]) for domain in told] == [True, False, False]
+    assert told[0]["hints_problem"]["error_code"] == "hints_malformed"
+    assert "<depend-on> is none of" in told[0]["hints_problem"]["msg"]
 
 
 # --- several domains -----------------------------------------------------------------------------
@@ -133,7 +152,7 @@ def test_a_domain_that_is_asked_for_and_missing_is_an_error(hypervisor: FakeHype
 def test_a_domain_that_vanishes_while_all_are_looked_at_is_left_out(hypervisor: FakeHypervisor) -> None:
     gone = hypervisor.add("gone")
     hypervisor.add("web1")
-    gone.faults["state"] = DomainNotFound("Domain not found", remedy="See the others.")
+    gone.faults["xml"] = DomainNotFound("Domain not found", remedy="See the others.")
     assert [observed.name for observed in observe_domains(hypervisor, None)] == ["web1"]
     with pytest.raises(DomainNotFound):
         observe_domains(hypervisor, ["gone"])
@@ -188,7 +207,10 @@ def test_an_observation_is_returned_as_plain_data(hypervisor: FakeHypervisor) ->
                 }
             ],
         },
+        "os": None,
         "agent_channel": "connected",
+        "hints": {},
+        "hints_problem": None,
     }
     assert snapshot == {
         "name": "ours",
@@ -196,6 +218,10 @@ def test_an_observation_is_returned_as_plain_data(hypervisor: FakeHypervisor) ->
         "created": 1772330400,
         "state": "running",
         "current": False,
+        "way": "live",
+        "kind": "internal",
+        "files": [],
+        "size": None,
     }
 
 

@@ -210,12 +210,59 @@ def test_what_a_block_list_names_is_blocked_although_it_is_allowed() -> None:
         ((9, 0), "blacklist", True),
         ((9, 1), "blacklist", False),
         (None, "blacklist", True),
+        (None, "block-rpcs", True),
     ],
 )
 def test_a_key_that_the_agents_version_does_not_know_counts_for_nothing(
     version: tuple[int, int] | None, key: str, counts: bool
 ) -> None:
     assert (blocked(debian(f"[general]\n{key}=guest-exec\n"), version) == ["guest-exec"]) is counts
+
+
+@pytest.mark.parametrize(("version", "names"), [((8, 0), []), ((8, 1), ["guest-exec"]), (None, ["guest-exec"])])
+def test_an_allow_list_counts_from_the_version_that_brought_it(
+    version: tuple[int, int] | None, names: list[str]
+) -> None:
+    others = [rpc for rpc in RPCS if rpc != "guest-exec"]
+    assert blocked(debian("[general]\nallow-rpcs=guest-exec\n"), version) == (others if names else [])
+
+
+@pytest.mark.parametrize(
+    ("version", "names"),
+    [
+        ((7, 1), ["guest-ping"]),
+        ((9, 0), ["guest-ping"]),
+        ((9, 1), ["guest-exec"]),
+        (None, ["guest-exec", "guest-ping"]),
+    ],
+)
+def test_the_old_name_of_a_key_takes_the_place_of_the_new_one(
+    version: tuple[int, int] | None, names: list[str]
+) -> None:
+    assert blocked(debian("[general]\nblock-rpcs=guest-exec\nblacklist=guest-ping\n"), version) == names
+
+
+def test_a_template_is_read_for_its_instance_and_that_ones_own_files_go_first() -> None:
+    files = family("suse 15.3")
+    config = read_config(files, (5, 2))
+    assert config.unit == r"qemu-ga@virtio\x2dports-org.qemu.guest_agent.0.service"
+    assert blocked(files, (5, 2)) == list(EXEC)
+    etc = "/etc/systemd/system"
+    files.write(f"{etc}/qemu-ga@.service.d/10-a.conf", b"[Service]\nEnvironment=B=guest-info\n")
+    files.write(f"{etc}/qemu-ga@.service.d/20-b.conf", b"[Service]\nExecStart=\nExecStart=/usr/bin/qemu-ga -b ${B}\n")
+    assert blocked(files, (5, 2)) == [*EXEC, "guest-info"]
+    files.write(f"{etc}/{config.unit}.d/10-a.conf", b"[Service]\nEnvironment=B=guest-ping\n")
+    assert blocked(files, (5, 2)) == [*EXEC, "guest-ping"]
+    del files.contents[f"{etc}/qemu-ga@.service.d/20-b.conf"]
+    files.write(
+        f"/usr/lib/systemd/system/{config.unit}", b"[Service]\nExecStart=/usr/bin/qemu-ga -b ${B},guest-shutdown"
+    )
+    files.write(f"{etc}/qemu-ga@.service", b"[Service]\nExecStart=/usr/bin/qemu-ga\n")
+    assert blocked(files, (5, 2)) == [*EXEC, "guest-ping", "guest-shutdown"]
+    files.lists = False
+    assert f"{etc}/qemu-ga@.service.d" in read_config(files, (5, 2)).unseen
+    files.write(UNIT, b"[Service]\nExecStart=/usr/bin/qemu-ga\n")
+    assert read_config(files, (5, 2)).unit == "qemu-guest-agent.service"
 
 
 def test_drop_ins_are_read_by_their_names_and_the_first_directory_of_a_name_counts() -> None:
@@ -225,6 +272,10 @@ def test_drop_ins_are_read_by_their_names_and_the_first_directory_of_a_name_coun
     files.write("/usr/lib/systemd/system/qemu-guest-agent.service.d/20-b.conf", b"[Service]\nEnvironment=B=guest-x\n")
     files.write("/usr/lib/systemd/system/service.d/15-all.conf", b"[Unit]\nEnvironment=B=guest-x\n")
     assert blocked(files) == ["guest-exec"]
+    files.write("/etc/systemd/system/qemu-.service.d/30-c.conf", b"[Service]\nEnvironment=B=guest-ping\n")
+    files.write("/usr/lib/systemd/system/qemu-guest-agent.service.d/30-c.conf", b"[Service]\nEnvironment=B=guest-x\n")
+    files.write("/etc/systemd/system/service.d/30-c.conf", b"[Service]\nEnvironment=B=guest-x\n")
+    assert blocked(files) == ["guest-ping"]
     assert read_config(files, (9, 1)).unseen == []
 
 
@@ -286,7 +337,7 @@ def test_the_configuration_file_is_where_the_distribution_builds_it_to_be(releas
 
 
 def test_an_allow_list_is_never_left_beside_a_new_block_list() -> None:
-    """QEMU 8.0 to 9.0 refuse to start with both."""
+    """QEMU 8.1 to 9.0 refuse to start with both."""
     [change] = apply(debian(f"[general]\nallow-rpcs=guest-ping,{','.join(EXEC)}\n"), DISABLED, (8, 2))
     assert change.after == b"[general]\nallow-rpcs=guest-ping\n"
     with pytest.raises(PolicyUnsupported):
@@ -341,6 +392,9 @@ def test_a_command_line_of_the_administrators_own_is_edited(exec_start: str, aft
         (debian("[general]\nnonsense\n"), "/etc/qemu/qemu-ga.conf, line 2"),
         (debian("block-rpcs=guest-exec\n"), "/etc/qemu/qemu-ga.conf, line 1"),
         (debian("[general]\nblock-rpcs=guest\\sexec\n"), "/etc/qemu/qemu-ga.conf, line 2"),
+        (service("ExecStart=qemu-ga -b guest-exec,%i"), "service, line 2"),
+        (service("Environment=C=/etc/%i", "ExecStart=qemu-ga -c ${C}"), "service, line 2"),
+        (service("Environment=QGA_CONF=/etc/%i", "ExecStart=qemu-ga"), "service, line 2"),
         (service("Environment=B=exec", "ExecStart=qemu-ga -b guest-${B} -b guest-exec"), "service, line 3"),
     ],
 )
@@ -355,10 +409,6 @@ def test_what_cannot_be_edited_is_refused_by_file_and_line(files: FakeFiles, pla
     [
         ({**SYSTEMD}, "has no qemu-guest-agent.service"),
         ({"/proc/1/comm": "init"}, "has no /etc/init.d/qemu-guest-agent"),
-        (
-            {**SYSTEMD, "/usr/lib/systemd/system/qemu-ga@.service": "[Service]\nExecStart=-/usr/bin/qemu-ga\n"},
-            "starts its agent by /usr/lib/systemd/system/qemu-ga@.service",
-        ),
         ({**SYSTEMD, "/etc/systemd/system/qemu-guest-agent.service": ""}, "0 commands"),
         (
             {
@@ -381,6 +431,11 @@ def test_an_image_has_no_processes_to_tell_its_init_system_by() -> None:
     assert read_config(files, (7, 2)).systemd
     files.write("/etc/inittab", b"id:2:initdefault:\n")
     assert not read_config(files, (7, 2)).systemd
+    files.write("/etc/inittab", b"# inittab is no longer used.\n\n")
+    assert read_config(files, (7, 2)).systemd
+    del files.contents["/etc/init.d/qemu-guest-agent"]
+    files.write("/etc/inittab", b"id:2:initdefault:\n")
+    assert read_config(files, (7, 2)).systemd
 
 
 def test_an_agent_of_unknown_version_gets_no_new_block_list() -> None:

@@ -13,11 +13,13 @@ import pytest
 
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import GuestUnsupported, InvalidRequest, ProofFailed
 from ansible_collections.kvm.fleet.plugins.module_utils._policy import EXEC_RPCS, ChangedLine, Wanted
-from ansible_collections.kvm.fleet.plugins.module_utils._policy_here import apply_here
+from ansible_collections.kvm.fleet.plugins.module_utils._policy_here import apply_here, put_back_here
 from tests.unit.fake_clock import FakeClock
+from tests.unit.fake_files import TEMPLATE
 
 DISABLED = Wanted(EXEC_RPCS, allowed=False)
 UNIT = "/usr/lib/systemd/system/qemu-guest-agent.service"
+INSTANCE = r"qemu-ga@virtio\x2dports-org.qemu.guest_agent.0.service"
 CONF = "/etc/qemu/qemu-ga.conf"
 DEBIAN = {"/proc/1/comm": "systemd\n", UNIT: "[Service]\nExecStart=-/usr/sbin/qemu-ga\n", CONF: "# mine\n"}
 SYSVINIT = {"/proc/1/comm": "init\n", "/etc/init.d/qemu-guest-agent": "", CONF: "# mine\n"}
@@ -68,12 +70,13 @@ def test_check_real_again(root: Path, log: Path, clock: FakeClock) -> None:
     assert (done.files[0].backup, text(root, f"{CONF}.kvm-fleet-backup")) == (f"{CONF}.kvm-fleet-backup", "# mine\n")
     assert log.read_text().splitlines() == [
         "daemon-reload",
+        "reset-failed qemu-guest-agent.service",
         "restart qemu-guest-agent.service",
         "is-active --quiet qemu-guest-agent.service",
     ]
     again = apply_here(DISABLED, clock, check=False, root=root)
     assert (again.changed, again.restarted) == (False, False)
-    assert len(log.read_text().splitlines()) == 3
+    assert len(log.read_text().splitlines()) == 4
 
 
 def test_an_agent_that_has_not_read_its_files_yet_is_restarted_without_a_change(
@@ -109,6 +112,58 @@ def test_an_agent_that_does_not_start_gets_its_old_settings(
     assert log.read_text().splitlines().count("restart qemu-guest-agent.service") == 2
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_what_the_agent_does_not_mind_is_put_back_once(root: Path, log: Path, clock: FakeClock, there: bool) -> None:
+    fill(root, DEBIAN if there else {path: content for path, content in DEBIAN.items() if path != CONF})
+    done = apply_here(DISABLED, clock, check=False, root=root)
+    copies = {written.path: written.backup for written in done.files}
+    assert copies == {CONF: f"{CONF}.kvm-fleet-backup" if there else None}
+    changed, asked = text(root, CONF), len(log.read_text().splitlines())
+
+    predicted = put_back_here(copies, clock, check=True, root=root)
+    assert (predicted.changed, predicted.restarted) == (True, True)
+    assert (text(root, CONF), len(log.read_text().splitlines())) == (changed, asked)
+    undone = put_back_here(copies, clock, check=False, root=root)
+    assert predicted.files == undone.files
+    before, after = (undone.files[0].difference()[side] for side in ("before", "after"))
+    assert (before, after) == (changed, "# mine\n" if there else "")
+    assert (root / CONF.lstrip("/")).exists() is there
+    assert text(root, CONF) == "# mine\n" if there else True
+    assert log.read_text().splitlines()[asked:] == [
+        "daemon-reload",
+        "reset-failed qemu-guest-agent.service",
+        "restart qemu-guest-agent.service",
+        "is-active --quiet qemu-guest-agent.service",
+    ]
+    assert put_back_here(copies, clock, check=False, root=root).changed is False
+    assert len(log.read_text().splitlines()) == asked + 4
+
+
+def test_files_that_were_put_back_are_told_so_though_the_agent_does_not_come_up(
+    root: Path, log: Path, clock: FakeClock
+) -> None:
+    fill(root, DEBIAN)
+    done = apply_here(DISABLED, clock, check=False, root=root)
+    (log.parent / "runs").unlink()
+    with pytest.raises(ProofFailed) as failed:
+        put_back_here({written.path: written.backup for written in done.files}, clock, check=False, root=root)
+    assert failed.value.evidence["put_back"] is True
+    assert text(root, CONF) == "# mine\n"
+
+
+@pytest.mark.parametrize("gone", [CONF, f"{CONF}.kvm-fleet-backup"])
+def test_nothing_is_put_back_where_the_copy_or_the_file_is_gone(
+    root: Path, log: Path, clock: FakeClock, gone: str
+) -> None:
+    fill(root, DEBIAN)
+    done = apply_here(DISABLED, clock, check=False, root=root)
+    (root / gone.lstrip("/")).unlink()
+    log.unlink()
+    with pytest.raises(GuestUnsupported, match=gone):
+        put_back_here({written.path: written.backup for written in done.files}, clock, check=False, root=root)
+    assert not log.exists()
+
+
 def test_a_unit_that_systemd_makes_of_the_init_script_is_restarted_as_any_other(
     root: Path, log: Path, clock: FakeClock
 ) -> None:
@@ -119,6 +174,12 @@ def test_a_unit_that_systemd_makes_of_the_init_script_is_restarted_as_any_other(
         "DAEMON_ARGS='-v --block-rpcs=guest-exec,guest-exec-status'\n"
     )
     assert "restart qemu-guest-agent.service" in log.read_text().splitlines()
+
+
+def test_of_a_template_the_instance_is_restarted(root: Path, log: Path, clock: FakeClock) -> None:
+    fill(root, {"/proc/1/comm": "systemd\n", TEMPLATE: "[Service]\nExecStart=-/usr/bin/qemu-ga -p /dev/%I\n"})
+    assert apply_here(DISABLED, clock, check=False, root=root).files[0].path == CONF
+    assert log.read_text().splitlines()[2:] == [f"restart {INSTANCE}", f"is-active --quiet {INSTANCE}"]
 
 
 def test_without_systemd_the_init_script_is_used(root: Path, log: Path, clock: FakeClock) -> None:

@@ -184,12 +184,58 @@ def test_a_power_cycle_ends_on_a_new_process_and_a_new_boot(hypervisor: FakeHype
     assert not report.forced
 
 
+def test_the_guest_tells_for_how_long_it_was_away(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    report = cycle(hypervisor, domain)
+    assert report.longest_gap is not None
+    assert 28 <= report.longest_gap < 32, "4 s until it is off, and 24 s until its agent answers"
+    assert domain.beats is None
+
+
 def test_the_transitions_are_recorded_with_their_times(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
     assert cycle(hypervisor, domain).transitions == [
         Transition(DomainState.RUNNING, "2026-03-01T02:00:00Z"),
         Transition(DomainState.SHUT_OFF, "2026-03-01T02:00:04Z"),
         Transition(DomainState.RUNNING, "2026-03-01T02:00:04Z"),
     ]
+
+
+def test_a_guest_is_not_left_off_by_a_signal(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    waits: dict[str, bool] = {}
+
+    def see(when: str) -> None:
+        waits[when] = hypervisor.signals_wait
+
+    def boot_id(_call: Call) -> Ending:
+        see("the guest is booting" if domain.changes else "nothing was done")
+        return Ending(stdout=f"{domain.boot_id}\n".encode())
+
+    domain.agent.program = boot_id
+    apply(
+        hypervisor,
+        domain,
+        CYCLE,
+        PowerOptions(),
+        intend=lambda _report: see("it is about to be asked"),
+        meanwhile=lambda: see("it is off"),
+        started=lambda: see("it was started"),
+    )
+    assert waits == {
+        "nothing was done": True,
+        "it is about to be asked": True,
+        "it is off": True,
+        "it was started": True,
+        "the guest is booting": False,
+    }
+
+
+@pytest.mark.parametrize("fault", ["shutdown", "start"])
+def test_a_power_cycle_that_fails_heeds_signals_again(
+    hypervisor: FakeHypervisor, domain: FakeDomain, fault: str
+) -> None:
+    domain.faults[fault] = libvirt_failed("no")
+    with pytest.raises(FleetError):
+        cycle(hypervisor, domain)
+    assert not hypervisor.signals_wait
 
 
 def test_nothing_to_do_does_nothing(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
@@ -273,13 +319,16 @@ def test_an_agent_that_falters_while_booting_is_asked_again(hypervisor: FakeHype
     tell_boot_id = domain.agent.program
     old = domain.boot_id
 
+    def asked() -> int:
+        return len([call for call in domain.agent.calls if call.command[0] == "cat"])
+
     def program(call: Call) -> Ending:
-        faltering = domain.boot_id != old and len(domain.agent.calls) < 4
+        faltering = domain.boot_id != old and asked() < 4
         return Ending(None, signal=15) if faltering else tell_boot_id(call)
 
     domain.agent.program = program
     assert cycle(hypervisor, domain).boot_id_after == domain.boot_id
-    assert len(domain.agent.calls) == 4
+    assert asked() == 4
 
 
 def test_an_error_that_waiting_cannot_cure_ends_the_wait(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
@@ -330,6 +379,19 @@ def test_a_guest_that_ignores_its_power_button_is_left_running(hypervisor: FakeH
     assert "destroy" not in domain.changes
     assert "start" not in domain.changes
     assert raised.value.evidence["forced"] is False
+
+
+def test_a_guest_that_is_paused_in_its_shutdown_is_said_to_be_so(
+    hypervisor: FakeHypervisor, domain: FakeDomain
+) -> None:
+    """As QEMU does with one whose disk cannot grow."""
+    domain.habits.shuts_down_after = None
+    hypervisor.clock.after(3, lambda: domain.be(DomainState.PAUSED))
+    with pytest.raises(DomainNotRunning, match="domain 'web1' is paused, not running") as raised:
+        cycle(hypervisor, domain)
+    assert "virsh domstate --reason" in raised.value.remedy
+    assert domain.changes == ["shutdown by acpi"]
+    assert domain.state() is DomainState.PAUSED
 
 
 def test_the_button_is_pressed_again_every_thirty_seconds(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:

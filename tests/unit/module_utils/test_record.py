@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import GuestLeased, InvalidRequest, LeaseLost
 from ansible_collections.kvm.fleet.plugins.module_utils._record import (
+    FILES,
+    FREEZES,
     Claim,
     Ending,
     Lease,
@@ -84,7 +86,7 @@ def test_a_live_lease_is_refused_by_run_owner_and_age() -> None:
         "12 s ago"
     )
     assert "3588 s from now" in refused.value.remedy
-    assert "upgrade_take_over=run-a" in refused.value.remedy
+    assert "before (take_over of kvm.fleet.guest_lease: run-a)" in refused.value.remedy
     assert refused.value.evidence["run"] == "run-a"
     assert refused.value.transient
 
@@ -342,3 +344,35 @@ def mutilated(change: dict[str, Any]) -> str:
 def test_a_damaged_text_is_told_by_what_is_wrong(text: str, reason: str) -> None:
     with pytest.raises(Malformed, match=reason):
         parse(text)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "owed"),
+    [
+        ({}, False),
+        ({"strategy": "power_cycle"}, False),
+        ({"strategy": "save_restore"}, True),
+        ({"strategy": "migrate"}, True),
+    ],
+)
+def test_a_guest_whose_ram_was_saved_still_runs_what_was_upgraded(strategy: dict[str, str], owed: bool) -> None:
+    upgraded = {**DONE, "packages": [{"name": "app", "arch": "all", "old": "1", "new": "2"}]}
+    record = end(begin(taken(), UPGRADE, "run-a", {}, T0), UPGRADE, StepStatus.DONE, upgraded, T0)
+    assert record.restart_is_owed
+    record = end(begin(record, RESTART, "run-a", strategy, T0), RESTART, StepStatus.DONE, {}, T0)
+    assert record.restart_is_owed is owed
+
+
+@pytest.mark.parametrize(
+    ("left", "nothing"), [({FILES: ["/i/layer"]}, {FILES: []}), ({FREEZES: True}, {FREEZES: False})]
+)
+def test_what_a_snapshot_has_left_is_looked_at_by_the_next_run_whatever_was_told(
+    left: dict[str, Any], nothing: dict[str, Any]
+) -> None:
+    begun = note(begin(taken(), SNAPSHOT, CLAIM.run, {"name": "s"}, T0), SNAPSHOT, left)
+    failed = end(begun, SNAPSHOT, StepStatus.FAILED, {**left, "msg": "libvirt died"}, T0)
+    for record in (begun, failed):
+        next_one = taken(OTHER, let_go(record, "failed"), later(1))
+        assert next_one.steps == record.steps
+        assert not let_go(note(next_one, SNAPSHOT, nothing), "failed").unfinished
+    assert not let_go(end(begun, SNAPSHOT, StepStatus.DONE, {}, T0), "failed").unfinished

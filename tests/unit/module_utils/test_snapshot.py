@@ -13,28 +13,34 @@ import pytest
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState, SnapshotRecord
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
     FleetError,
+    GuestFrozen,
     InvalidRequest,
     ProofFailed,
     SnapshotImpossible,
     SnapshotNotFound,
     SnapshotNotOurs,
 )
+from ansible_collections.kvm.fleet.plugins.module_utils._external import Wanted
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation, observe
+from ansible_collections.kvm.fleet.plugins.module_utils._qemu_img import free_bytes
+from ansible_collections.kvm.fleet.plugins.module_utils._record import Facts
 from ansible_collections.kvm.fleet.plugins.module_utils._snapshot import (
+    choose_way,
     create,
     creation_needed,
     default_name,
     delete,
     find_own,
-    free_bytes,
     require_own,
     revert,
 )
+from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_policy import Choice, Way
 from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import STAMP
 from tests.unit.fake_clock import START
 from tests.unit.fake_hypervisor import FakeDomain, FakeHypervisor
 
 MIB = 1024 * 1024
+INSIDE = Choice(Way.LIVE, layers=False)
 
 
 @pytest.fixture
@@ -74,13 +80,13 @@ def test_our_snapshots_are_found_anywhere_in_the_tree(domain: FakeDomain, look: 
     found = find_own(look(), name)
     assert found is not None
     assert found.name == name
-    assert creation_needed(look(), name, 0) is False
+    assert creation_needed(look(), name) is False
 
 
 @pytest.mark.parametrize("name", THEIRS)
 @pytest.mark.parametrize(
     "ask",
-    [require_own, find_own, lambda observed, name: creation_needed(observed, name, 0)],
+    [require_own, find_own, creation_needed],
     ids=["require", "find", "create"],
 )
 def test_a_snapshot_of_somebody_else_is_refused_wherever_it_is(
@@ -96,7 +102,7 @@ def test_a_name_is_matched_exactly(domain: FakeDomain, look: Look) -> None:
     grow_tree(domain)
     assert find_own(look(), "ours") is None
     assert find_own(look(), "Root") is None
-    assert creation_needed(look(), "ours", 0)
+    assert creation_needed(look(), "ours")
 
 
 def test_a_missing_snapshot_is_said_with_those_there_are(domain: FakeDomain, look: Look) -> None:
@@ -112,125 +118,129 @@ def test_a_missing_snapshot_is_said_with_those_there_are(domain: FakeDomain, loo
 
 def test_an_impossible_name_is_refused_first(look: Look) -> None:
     with pytest.raises(InvalidRequest):
-        creation_needed(look(), "a/b", 0)
+        creation_needed(look(), "a/b")
 
 
-def raw_disk(domain: FakeDomain) -> None:
+def test_what_decides_about_the_way_is_read_from_the_domain(
+    hypervisor: FakeHypervisor, domain: FakeDomain, look: Look
+) -> None:
+    free = {str(hypervisor.image_directory / f"web1.{kind}"): (512 + 64) * MIB - 1 for kind in ("qcow2", "raw")}
+
+    def chosen(asked: str) -> tuple[Way, bool]:
+        choice = choose_way(hypervisor, domain, look(), asked, free.__getitem__)
+        return choice.way, choice.layers
+
+    assert chosen("auto") == (Way.OFFLINE, False)
+    domain.memory = 512 * MIB - 1
+    assert chosen("auto") == (Way.LIVE, False)
+    domain.be(DomainState.SHUT_OFF)
+    domain.memory = 512 * MIB
+    assert chosen("live") == (Way.OFFLINE, False)
     domain.disk_formats = ("qcow2", "raw")
-
-
-def no_disk(domain: FakeDomain) -> None:
-    domain.disk_formats = ()
-
-
-def uefi(domain: FakeDomain) -> None:
-    domain.loader = "<loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader>"
-
-
-@pytest.mark.parametrize(
-    ("arrange", "message"),
-    [
-        (raw_disk, "disk vdb of domain 'web1' is raw, which cannot hold a snapshot"),
-        (no_disk, "domain 'web1' has no writable disk that could hold a snapshot"),
-        (uefi, "domain 'web1' boots from UEFI firmware, which internal snapshots do not cover"),
-    ],
-)
-@pytest.mark.parametrize("state", [DomainState.RUNNING, DomainState.SHUT_OFF])
-def test_a_domain_that_cannot_have_one_is_refused_with_the_cause(
-    domain: FakeDomain, look: Look, arrange: Callable[[FakeDomain], None], message: str, state: DomainState
-) -> None:
-    arrange(domain)
-    domain.be(state)
-    with pytest.raises(SnapshotImpossible) as raised:
-        creation_needed(look(), "new", 0)
-    assert raised.value.message == message
-
-
-@pytest.mark.parametrize(
-    ("state", "free"),
-    [(DomainState.RUNNING, 512 * MIB), (DomainState.SHUT_OFF, 0), (DomainState.CRASHED, 0)],
-)
-def test_room_for_the_ram_is_needed_only_while_there_is_ram(
-    domain: FakeDomain, look: Look, state: DomainState, free: int
-) -> None:
-    domain.be(state)
-    assert creation_needed(look(), "new", 512 * MIB, lambda _path: free)
-
-
-@pytest.mark.parametrize("state", [DomainState.RUNNING, DomainState.PAUSED])
-def test_too_little_room_for_the_ram_is_refused(
-    hypervisor: FakeHypervisor, domain: FakeDomain, look: Look, state: DomainState
-) -> None:
-    domain.be(state)
-    room = {str(hypervisor.images / "web1.qcow2"): 512 * MIB - 1}
-    with pytest.raises(SnapshotImpossible) as raised:
-        creation_needed(look(), "new", 512 * MIB, room.__getitem__)
-    assert raised.value.message == (
-        f"a live snapshot of domain 'web1' may write 512 MiB of RAM beside {hypervisor.images}/web1.qcow2, "
-        "where 511 MiB are free"
+    with pytest.raises(SnapshotImpossible, match=r"disk vdb of domain 'web1' is raw, .* need 2048 MiB"):
+        chosen("auto")
+    free = dict.fromkeys(free, 2048 * MIB)
+    assert chosen("auto") == (Way.OFFLINE, True)
+    domain.loader = (
+        "<loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader><nvram format='qcow2'>/v.fd</nvram>"
     )
-    assert raised.value.evidence == {"needed_bytes": 512 * MIB, "free_bytes": 512 * MIB - 1}
+    domain.be(DomainState.RUNNING)
+    with pytest.raises(SnapshotImpossible, match="UEFI variables"):
+        chosen("online")
+    domain.be(DomainState.SHUT_OFF)
+    domain.loader = "<loader type='pflash'>/usr/share/OVMF/OVMF_CODE.fd</loader>"
+    with pytest.raises(SnapshotImpossible, match="does not tell while it is off"):
+        chosen("auto")
+    domain.be(DomainState.RUNNING)
+    domain.loader = ""
+    hypervisor.layers_known = False
+    with pytest.raises(SnapshotImpossible, match="capabilities"):
+        chosen("external")
 
 
-def test_room_that_cannot_be_measured_is_no_reason_to_refuse(look: Look) -> None:
+def test_the_agent_is_asked_only_where_file_systems_are_to_be_frozen(
+    hypervisor: FakeHypervisor, domain: FakeDomain, look: Look
+) -> None:
+    domain.agent.blocked.add("guest-fsfreeze-freeze")
+    assert choose_way(hypervisor, domain, look(), "auto").way is Way.LIVE
+    assert domain.agent.requests == []
+    domain.devices = "<hostdev type='pci'/>"
+    assert choose_way(hypervisor, domain, look(), "auto").way is Way.OFFLINE
+    with pytest.raises(SnapshotImpossible, match=r"does not allow guest-fsfreeze-freeze"):
+        choose_way(hypervisor, domain, look(), "online")
+    domain.agent.blocked.clear()
+    assert choose_way(hypervisor, domain, look(), "auto").way is Way.EXTERNAL
+    domain.agent.frozen = True
+    with pytest.raises(GuestFrozen):
+        choose_way(hypervisor, domain, look(), "auto")
+
+
+def test_room_that_cannot_be_measured_is_no_reason_to_refuse() -> None:
     """libvirt itself says so when there is none; an image may be readable for QEMU's user only."""
     assert free_bytes("/nonexistent") is None
-    assert creation_needed(look(), "new", 512 * MIB, lambda _path: None)
 
 
 def test_room_is_measured_where_the_disk_is(hypervisor: FakeHypervisor) -> None:
-    assert (free_bytes(str(hypervisor.images)) or 0) > 0
+    assert (free_bytes(str(hypervisor.image_directory)) or 0) > 0
 
 
 # --- making one ----------------------------------------------------------------------------------
+
+
+def no_layers(layers: Facts) -> None:
+    pytest.fail(f"an internal snapshot gets layers: {layers}")
 
 
 def test_the_default_name_tells_when() -> None:
     assert default_name(START) == "pre-upgrade-20260301-020000"
 
 
-def test_a_snapshot_is_made_with_our_stamp_below_the_current_one(domain: FakeDomain, look: Look) -> None:
+def test_a_snapshot_is_made_with_our_stamp_below_the_current_one(
+    hypervisor: FakeHypervisor, domain: FakeDomain, look: Look
+) -> None:
     grow_tree(domain)
-    made = create(domain, "new <&>", "before the upgrade")
+    made = create(hypervisor, domain, Wanted("new <&>", "before the upgrade", ram=True), INSIDE, no_layers)
     assert made == SnapshotRecord(
-        "new <&>", f"{STAMP} before the upgrade", int(START.timestamp()), "running", current=True
+        "new <&>", f"{STAMP} before the upgrade", int(START.timestamp()), "running", current=True, parent="theirs-deep"
     )
     assert domain.parent_of("new <&>") == "theirs-deep"
     assert require_own(look(), "new <&>") == made
 
 
 def test_a_snapshot_that_libvirt_does_not_list_is_not_believed_in(
-    domain: FakeDomain, monkeypatch: pytest.MonkeyPatch
+    hypervisor: FakeHypervisor, domain: FakeDomain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(domain, "create_snapshot", lambda _xml: None)
     with pytest.raises(ProofFailed, match=r"libvirt made snapshot 'new' of domain 'web1' and does not list it"):
-        create(domain, "new", "x")
+        create(hypervisor, domain, Wanted("new", "x", ram=True), INSIDE, no_layers)
 
 
-def test_an_error_of_libvirt_is_passed_on(domain: FakeDomain) -> None:
+def test_an_error_of_libvirt_is_passed_on(hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
     domain.add_snapshot("new", "")
     with pytest.raises(FleetError, match="already exists"):
-        create(domain, "new", "x")
+        create(hypervisor, domain, Wanted("new", "x", ram=True), INSIDE, no_layers)
 
 
 # --- reverting and deleting ----------------------------------------------------------------------
 
 
-def test_reverting_is_proved_by_the_current_snapshot(domain: FakeDomain, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_reverting_is_proved_by_the_current_snapshot(
+    hypervisor: FakeHypervisor, domain: FakeDomain, look: Look, monkeypatch: pytest.MonkeyPatch
+) -> None:
     grow_tree(domain)
-    revert(domain, "ours-left")
+    revert(hypervisor, domain, require_own(look(), "ours-left"), lambda: None)
     assert [snapshot.name for snapshot in domain.snapshots() if snapshot.current] == ["ours-left"]
     monkeypatch.setattr(domain, "revert_to_snapshot", lambda _name: None)
     with pytest.raises(ProofFailed, match=r"reverted domain 'web1' to snapshot 'root' and does not call it current"):
-        revert(domain, "root")
+        revert(hypervisor, domain, require_own(look(), "root"), lambda: None)
 
 
 def test_deleting_is_proved_by_the_list_and_keeps_the_others(
-    domain: FakeDomain, monkeypatch: pytest.MonkeyPatch
+    hypervisor: FakeHypervisor, domain: FakeDomain, look: Look, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     grow_tree(domain)
-    delete(domain, "root")
+    delete(hypervisor, domain, require_own(look(), "root"))
     assert {snapshot.name for snapshot in domain.snapshots()} == {*OURS, *THEIRS} - {"root"}
     monkeypatch.setattr(domain, "delete_snapshot", lambda _name: None)
     with pytest.raises(ProofFailed, match=r"deleted snapshot 'ours-left' of domain 'web1' and still lists it"):
-        delete(domain, "ours-left")
+        delete(hypervisor, domain, require_own(look(), "ours-left"))

@@ -12,14 +12,19 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ansible_collections.kvm.fleet.plugins.module_utils._domain import SnapshotRecord
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import Layer, SnapshotRecord
+from ansible_collections.kvm.fleet.plugins.module_utils._domain_xml import parse_definition
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import InvalidRequest
 from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import (
     STAMP,
+    build_external_snapshot,
     build_snapshot,
     check_description,
     check_snapshot_name,
+    is_being_deleted,
     is_ours,
+    marked_as_being_deleted,
+    on_other_images,
     parse_snapshot,
 )
 
@@ -93,7 +98,60 @@ def test_a_snapshot_is_read_as_libvirt_prints_it() -> None:
         created=1792074622,
         state="running",
         current=True,
+        parent="another",
     )
+
+
+# Of a snapshot as libvirt 9.0 prints it, and of one that has RAM.
+DISK_ONLY = """
+<domainsnapshot>
+  <name>A</name><description>[kvm.fleet] x</description><state>disk-snapshot</state><creationTime>1</creationTime>
+  <memory snapshot='no'/>
+  <disks>
+    <disk name='vda' snapshot='external' type='file'><driver type='qcow2'/><source file='/i/a.1'/></disk>
+    <disk name='sda' snapshot='no'/>
+  </disks>
+  <domain type='qemu'><name>vm</name><devices>
+    <disk type='file' device='disk'>
+      <driver name='qemu' type='raw'/><source file='/i/a' index='1'/><backingStore/><target dev='vda'/>
+    </disk>
+  </devices></domain>
+</domainsnapshot>"""
+WITH_RAM = DISK_ONLY.replace("disk-snapshot", "running").replace("'no'/>", "'external' file='/i/a.1.ram'/>", 1)
+
+
+def test_the_layers_of_an_external_snapshot_are_read() -> None:
+    found = parse_snapshot(DISK_ONLY, current=False)
+    assert (found.external, found.layers, found.memory_file) == (True, (Layer("vda", "/i/a.1"),), None)
+    assert not found.has_ram
+    found = parse_snapshot(WITH_RAM, current=False)
+    assert (found.layers, found.memory_file, found.has_ram) == ((Layer("vda", "/i/a.1"),), "/i/a.1.ram", True)
+
+
+@pytest.mark.parametrize("ram", [None, "/i/<&>.ram"])
+def test_an_external_snapshot_asks_for_what_it_is_read_as(ram: str | None) -> None:
+    layers = (Layer("vda", "/i/a<&>'\"1"), Layer("vdb", "/i/b.1"))
+    xml = build_external_snapshot("x", "y", layers, ("sda",), ram)
+    made = parse_snapshot(xml, current=False)
+    assert (made.layers, made.memory_file, is_ours(made)) == (layers, ram, True)
+    assert '<disk name="sda" snapshot="no"' in xml
+
+
+def test_a_snapshot_is_marked_as_being_deleted_once_and_stays_ours() -> None:
+    once = marked_as_being_deleted(DISK_ONLY)
+    found = parse_snapshot(once, current=False)
+    assert found.description == "[kvm.fleet] (being deleted) x"
+    assert (is_ours(found), is_being_deleted(found)) == (True, True)
+    assert parse_snapshot(marked_as_being_deleted(once), current=False) == found
+    assert not is_being_deleted(parse_snapshot(DISK_ONLY, current=False))
+
+
+def test_the_definition_in_a_snapshot_is_put_on_what_its_layer_was_committed_to() -> None:
+    xml = on_other_images(DISK_ONLY, {"/i/a": ("/i/base", "qcow2")})
+    [disk] = parse_definition(xml[xml.index("<domain ") : xml.index("</domainsnapshot>")]).writable_disks
+    assert (disk.file, disk.format) == ("/i/base", "qcow2")
+    assert "backingStore" not in xml
+    assert parse_snapshot(xml, current=False) == parse_snapshot(DISK_ONLY, current=False)
 
 
 def test_a_snapshot_that_says_little_is_read_all_the_same() -> None:

@@ -127,6 +127,13 @@ def test_a_refusal_has_changed_and_restarted_nothing(
     assert (found["outcome"], found["error"]["msg"]) == (outcome, error["msg"])
 
 
+@pytest.mark.parametrize(("put_back", "files"), [(True, []), (False, [FILE])])
+def test_what_was_put_back_is_not_told_as_changed(put_back: bool, files: list[dict[str, Any]]) -> None:
+    error = failed("proof_failed", put_back=put_back, files=[FILE])
+    found = result({"task": "Set up", "result": error}, audited=AUDITED, local=CHANGED, intervening=True)
+    assert (found["outcome"], found["files"], found["error"]["evidence"]["files"]) == ("failed", files, [FILE])
+
+
 def test_before_anything_is_begun_every_error_is_a_refusal() -> None:
     found = result({"task": "Look", "result": {"msg": "MODULE FAILURE"}}, intervening=False)
     assert (found["outcome"], found["error"]["error_code"]) == ("refused", "task_failed")

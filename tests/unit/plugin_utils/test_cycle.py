@@ -13,12 +13,14 @@ import pytest
 
 from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import (
     Plan,
-    describe_failure,
+    calls_for_rollback,
     drift_outcome,
     failure_after,
     make_plan,
     make_result,
     refusal_before,
+    refusal_of_migration,
+    told_restart,
 )
 
 PLAN = {"snapshot": True, "upgrade": True, "restart": True, "reasons": []}
@@ -50,6 +52,14 @@ def test_a_guest_that_is_off_is_refused(restart: str) -> None:
     assert refused["remedy"]
 
 
+def test_a_guest_that_is_off_and_may_run_elsewhere_is_not_to_be_started() -> None:
+    run = {"unfinished": True, "shut_down": False, "went_to": "qemu+tls://there/system"}
+    refused = refusal_before(domain("shut_off", "not_running", run=run), restart="never")
+    assert (refused["error_code"], refused["evidence"]) == ("domain_unsafe", {"moved_to": run["went_to"]})
+    assert "virsh -c qemu+tls://there/system list --all" in refused["remedy"]
+    assert refusal_before(domain(drift="drifted", run=run), restart="needed") == {}
+
+
 def test_unknown_drift_is_refused_where_it_decides() -> None:
     refused = refusal_before(domain(drift="unknown"), restart="needed")
     assert refused["error_code"] == "drift_unknown"
@@ -76,7 +86,7 @@ def test_an_unhealthy_guest(after: dict[str, Any], units: list[str], problem: st
     assert (failed["error_code"], failed["msg"], failed["evidence"]) == (
         "guest_unhealthy",
         problem,
-        {"problems": [problem]},
+        {"problems": [problem], "damage": [] if "drift" in problem else [problem]},
     )
     assert "roll" not in failed["remedy"]
 
@@ -152,6 +162,113 @@ def test_the_plan_follows_from_drift_prediction_and_policy(
     assert make_plan(before, predicted, snapshot=True, restart=restart) == expected
     without = make_plan(before, predicted, snapshot=False, restart=restart)
     assert without == replace(expected, snapshot=False)
+
+
+@pytest.mark.parametrize(
+    ("before", "predicted", "restart", "wanted", "expected"),
+    [
+        (DRIFTED, NOTHING, "needed", "save_restore", ((BY_DRIFT,), "save_restore")),
+        (DRIFTED, EVERYTHING, "needed", "migrate", ((BY_DRIFT,), "migrate")),
+        (SETTLED, EVERYTHING, "needed", "migrate", ((), "migrate")),
+        (DRIFTED, EVERYTHING, "needed", "save_restore", ((BY_DRIFT,), "save_restore")),
+        (SETTLED, EVERYTHING, "needed", "save_restore", ((), "save_restore")),
+        (SETTLED, EVERYTHING, "always", "save_restore", (("it is asked for",), "save_restore")),
+        (DRIFTED, NOTHING, "needed", "auto", ((BY_DRIFT,), "auto")),
+        (DRIFTED, {}, "always", "auto", ((BY_DRIFT,), "auto")),
+        (DRIFTED, PACKAGES, "needed", "auto", ((BY_DRIFT, BY_PACKAGES), "power_cycle")),
+        (DRIFTED, REBOOT, "needed", "auto", ((BY_DRIFT, BY_REBOOT), "power_cycle")),
+        (SETTLED, NOTHING, "always", "auto", (("it is asked for",), "power_cycle")),
+    ],
+)
+def test_only_a_guest_that_just_drifts_is_spared_its_reboot(
+    before: dict[str, Any], predicted: dict[str, Any], restart: str, wanted: str, expected: tuple[tuple[str, ...], str]
+) -> None:
+    made = make_plan(before, predicted, snapshot=False, restart=restart, strategy=wanted)
+    assert ((made.reasons, made.strategy), made.restart) == (expected, bool(expected[0]))
+
+
+def test_a_guest_that_was_resumed_still_asks_for_its_reboot() -> None:
+    told = {"restarted": True, "strategy": "save_restore", "pause": {"hypervisor": 6.2}, "closed": {}}
+    taken: dict[str, Any] = {
+        "before": {"domains": [DRIFTED]},
+        "after": {"domains": [SETTLED]},
+        "predicted": {"reboot_required": True},
+        "power": told,
+    }
+    record = make_result(GUEST, taken, duration=1, check_mode=False)
+    assert (record["outcome"], record["restarted"], record["drift"]) == ("restarted", True, "resolved")
+    assert (record["strategy"], record["pause"], record["reboot_required"]) == (
+        "save_restore",
+        {"hypervisor": 6.2},
+        True,
+    )
+    taken["power"] = {**told, "strategy": "power_cycle", "closed": {"save_restore": "no room"}}
+    record = make_result(GUEST, taken, duration=1, check_mode=False)
+    assert (record["closed"], record["reboot_required"]) == ({"save_restore": "no room"}, None)
+
+
+MIGRATED = {"restarted": True, "steps": ["migrate"], "migration": {"destination": "two", "came_back": False}}
+NOTHING_LEFT = {"restarted": True, "steps": [], "migration": None}
+BROKEN = {"failed": True, "error_code": "start_failed"}
+
+
+@pytest.mark.parametrize(
+    ("resumed", "asked", "told"),
+    [
+        ({}, {}, {}),
+        (MIGRATED, {}, MIGRATED),
+        (MIGRATED, NOTHING_LEFT, MIGRATED),
+        (MIGRATED, {"skipped": True}, MIGRATED),
+        (MIGRATED, BROKEN, BROKEN),
+        (BROKEN, {}, BROKEN),
+        ({"skipped": True}, NOTHING_LEFT, NOTHING_LEFT),
+        ({"skipped": True}, MIGRATED, MIGRATED),
+        ({"restarted": True, "steps": ["start"]}, MIGRATED, MIGRATED),
+    ],
+)
+def test_a_restart_that_was_resumed_is_told_where_nothing_was_left_to_do_after_it(
+    resumed: dict[str, Any], asked: dict[str, Any], told: dict[str, Any]
+) -> None:
+    assert told_restart([resumed, asked]) == told
+
+
+def test_a_guest_that_was_migrated_is_told_by_the_name_of_where_it_went() -> None:
+    migration = {"destination": "qemu+tls://h2/system", "came_back": False, "left_behind": ["/a"]}
+    taken: dict[str, Any] = {
+        "before": {"domains": [DRIFTED]},
+        "after": {"domains": [SETTLED]},
+        "predicted": {"reboot_required": True},
+        "power": {"restarted": True, "strategy": "migrate", "migration": migration},
+        "destinations": {"h1": "qemu+tls://h1/system", "h2": "qemu+tls://h2/system"},
+    }
+    record = make_result(GUEST, taken, duration=1, check_mode=False)
+    assert (record["strategy"], record["reboot_required"]) == ("migrate", True)
+    assert record["migration"] == {**migration, "destination": "h2"}
+    assert make_result(GUEST, {}, duration=1, check_mode=False)["migration"] is None
+
+
+@pytest.mark.parametrize(
+    ("foreseen", "storage", "words"),
+    [
+        ({"skipped": True}, "copy", ""),
+        ({}, "shared", ""),
+        ({"way": "live", "snapshot": {"name": "a"}}, "shared", ""),
+        ({"way": "live", "snapshot": {"name": "a"}}, "copy", "snapshots are not copied"),
+        ({"way": "external_live", "snapshot": {"name": "a"}}, "shared", "would be made external live"),
+        ({"way": "external"}, "trusted", "would be made external"),
+        ({"way": "offline"}, "shared", "would be made offline"),
+        ({"way": None, "snapshot": {"name": "a", "way": "external"}}, "shared", "would be made external"),
+        ({"way": None, "snapshot": {"name": "a", "way": "live"}}, "shared", ""),
+    ],
+)
+def test_a_guest_whose_snapshot_would_stay_behind_is_not_migrated(
+    foreseen: dict[str, Any], storage: str, words: str
+) -> None:
+    refused = refusal_of_migration(foreseen, storage)
+    assert bool(refused) is bool(words)
+    if words:
+        assert (refused["error_code"], words in refused["msg"]) == ("migration_impossible", True)
+        assert "upgrade_snapshot: false" in refused["remedy"]
 
 
 @pytest.mark.parametrize(
@@ -303,31 +420,27 @@ def test_a_reboot_is_required_as_told_last_and_nobody_asks_after_a_restart(
     assert make_result(GUEST, taken, duration=0, check_mode=False)["reboot_required"] is expected
 
 
+@pytest.mark.parametrize("check_mode", [False, True])
+def test_a_power_cycle_for_the_snapshot_alone_is_told(check_mode: bool) -> None:
+    offline = {**SNAPSHOT, "restarted": True, "forced": True}
+    taken: dict[str, Any] = {"before": info(SETTLED), "snapshot": offline, "upgrade": UPGRADED}
+    record = make_result(GUEST, taken, duration=0, check_mode=check_mode)
+    assert (record["restarted"], record["strategy"], record["forced_off"]) == (True, "power_cycle", True)
+    assert record["reboot_required"] is True, "the upgrade came after it"
+    taken["power"] = {"failed": True}
+    assert make_result(GUEST, taken, duration=0, check_mode=check_mode)["restarted"] is True
+
+
+def test_a_plug_that_was_pulled_for_a_snapshot_that_failed_is_told() -> None:
+    failed = {"snapshot": {"failed": True, "evidence": {"forced": True}}}
+    assert make_result(GUEST, failed, duration=0, check_mode=False)["forced_off"] is True
+
+
 def test_what_a_failed_upgrade_had_changed_is_in_the_record() -> None:
     changes = [{"name": "bash", "old": "1", "new": "2"}]
     taken: dict[str, Any] = {"intervening": True, "upgrade": {"failed": True, "evidence": {"changes": changes}}}
     record = make_result(GUEST, taken, duration=0, check_mode=False, failure=FAILURE)
     assert (record["outcome"], record["packages"]) == ("failed", changes)
-
-
-def test_a_failure_of_the_collection_is_described_whole_and_another_as_far_as_it_goes() -> None:
-    assert describe_failure(FAILURE) == {
-        "task": "Do it",
-        "error_code": "agent_silent",
-        "msg": "no",
-        "remedy": "Start it.",
-        "transient": True,
-        "evidence": {},
-    }
-    assert describe_failure({**FAILURE, "start": {"failed": False}}) == describe_failure(FAILURE)
-    assert describe_failure({"task": "Do it", "result": {}}) == {
-        "task": "Do it",
-        "error_code": "task_failed",
-        "msg": "the task gave no message",
-        "remedy": "",
-        "transient": False,
-        "evidence": {},
-    }
 
 
 # --- going on ------------------------------------------------------------------------------------
@@ -413,11 +526,91 @@ def test_a_result_names_the_run_that_was_found_dead() -> None:
     assert (result["resumed"], result["taken_over"]) == (None, dead)
 
 
-def test_a_start_that_failed_after_something_else_is_told_with_the_first_cause() -> None:
-    start = {"failed": True, "error_code": "start_failed", "msg": "it is off", "remedy": "Start it.", "evidence": {}}
-    first = describe_failure(FAILURE)
-    told = describe_failure({**FAILURE, "start": start})
-    assert [told[key] for key in ("task", "error_code", "msg")] == [first[key] for key in ("task", "error_code", "msg")]
-    assert told["remedy"] == f"{first['remedy']} After that, its start failed: it is off. Start it."
-    assert told["evidence"]["start"]["error_code"] == "start_failed"
-    assert {**told["evidence"], **first["evidence"]} == told["evidence"]
+# --- rollback ------------------------------------------------------------------------------------
+
+LOST = {"since": "2026-03-01T02:00:00Z", "seconds": 60, "written": None}
+FOUND = {"changed": False, "snapshot": {"name": "pre-upgrade"}}
+
+
+def unhealthy(after: dict[str, Any], *failed_units: str) -> dict[str, Any]:
+    return failure_after(DRIFTED, after, failed_units, PLAN, "pre-upgrade")
+
+
+VERDICT = unhealthy(SETTLED, "app.service")
+
+
+def power_failed(code: str, *states: str, **evidence: str) -> dict[str, Any]:
+    transitions = [{"state": state, "at": "2026-03-01T02:00:00Z"} for state in states]
+    return {"failed": True, "error_code": code, "evidence": {"transitions": transitions, **evidence}}
+
+
+CYCLED = ("running", "shut_off", "running")
+
+
+@pytest.mark.parametrize(
+    ("taken", "verdict", "expected"),
+    [
+        ({"snapshot": SNAPSHOT}, VERDICT, True),
+        ({"snapshot": SNAPSHOT}, unhealthy(domain("paused")), True),
+        ({"snapshot": SNAPSHOT}, unhealthy(domain(agent_channel="disconnected")), True),
+        ({"snapshot": SNAPSHOT}, unhealthy(domain(drift="unknown")), False),
+        ({"snapshot": SNAPSHOT}, unhealthy(DRIFTED), False),
+        ({"snapshot": SNAPSHOT}, {}, False),
+        ({"snapshot": FOUND}, VERDICT, False),
+        ({"snapshot": {}}, VERDICT, False),
+        ({"snapshot": {"skipped": True, "changed": False}}, VERDICT, False),
+        ({"snapshot": SNAPSHOT, "power": power_failed("agent_silent", *CYCLED)}, {}, True),
+        ({"snapshot": SNAPSHOT, "power": power_failed("start_failed", "running", "shut_off")}, {}, True),
+        ({"snapshot": SNAPSHOT, "power": power_failed("proof_failed", *CYCLED)}, {}, True),
+        ({"snapshot": FOUND, "power": power_failed("agent_silent", *CYCLED)}, {}, False),
+        ({"snapshot": SNAPSHOT, "power": power_failed("agent_silent", "running")}, {}, False),
+        ({"snapshot": SNAPSHOT, "power": {"failed": True, "error_code": "agent_silent", "evidence": {}}}, {}, False),
+        ({"snapshot": SNAPSHOT, "power": power_failed("shutdown_timeout", "running")}, {}, False),
+        ({"snapshot": SNAPSHOT, "power": power_failed("hypervisor_unavailable", *CYCLED)}, {}, False),
+        ({"snapshot": SNAPSHOT, "power": power_failed("saved_state_refused", *CYCLED)}, {}, False),
+        (
+            {
+                "snapshot": SNAPSHOT,
+                "power": power_failed("saved_state_refused", *CYCLED, afterwards_code="agent_silent"),
+            },
+            {},
+            True,
+        ),
+        ({"snapshot": SNAPSHOT, "power": RESTARTED}, {}, False),
+    ],
+)
+def test_a_guest_that_did_not_come_back_as_it_was_calls_for_a_rollback(
+    taken: dict[str, Any], verdict: dict[str, Any], expected: bool
+) -> None:
+    assert calls_for_rollback(taken, verdict) is expected
+
+
+def failed_result(rollback: dict[str, Any]) -> dict[str, Any]:
+    taken: dict[str, Any] = {**ALL_STEPS, "intervening": True, "rollback": rollback}
+    return make_result(GUEST, taken, duration=1, check_mode=False, failure=FAILURE)
+
+
+def test_a_guest_that_was_rolled_back_has_failed_and_is_as_it_was() -> None:
+    result = failed_result({"lost": LOST, "reverted": True, "failed": False})
+    assert (result["outcome"], result["packages"], result["restarted"]) == ("rolled_back", [], False)
+    assert (result["error"]["msg"], result["lost"], result["snapshot"]) == ("no", LOST, "pre-upgrade")
+
+
+def test_how_a_guest_is_after_its_rollback_is_told() -> None:
+    result = failed_result({"lost": LOST, "clock_set": False, "failed_units": ["old.service"], "failed": False})
+    assert (result["clock_set"], result["failed_units"]) == (False, ["old.service"])
+    without = failed_result({})
+    assert (without["clock_set"], without["failed_units"]) == (None, None)
+
+
+def test_a_rollback_that_failed_is_told_after_the_first_cause() -> None:
+    result = failed_result({"msg": "it is in use", "remedy": "See.", "error_code": "libvirt_failed", "failed": False})
+    assert (result["outcome"], result["lost"], result["packages"]) == ("rollback_failed", None, PACKAGES["packages"])
+    assert result["error"]["msg"] == "no"
+    assert result["error"]["remedy"] == "Start it. After that, its rollback failed: it is in use. See."
+    assert result["error"]["evidence"]["rollback"]["error_code"] == "libvirt_failed"
+
+
+def test_no_rollback_is_no_outcome() -> None:
+    for rollback in ({}, {"skipped": True, "changed": False}):
+        assert (failed_result(rollback)["outcome"], failed_result(rollback)["lost"]) == ("failed", None)

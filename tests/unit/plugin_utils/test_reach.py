@@ -208,6 +208,12 @@ def test_a_guest_that_an_earlier_run_had_left_off_was_restarted() -> None:
     assert told["resumed"] == {"run": "r0", "cut_off": "during the restart"}
 
 
+def test_check_mode_predicts_the_start_of_what_it_would_shut_down() -> None:
+    taken = {"channel": channel("needs_restart"), "stopped": {"steps": ["shut_down"]}, "power": {"skipped": True}}
+    told = result(taken, check_mode=True)
+    assert (told["outcome"], told["restarted"]) == ("restarted", True)
+
+
 def test_a_guest_that_was_ended_by_force_is_told() -> None:
     taken = {"channel": channel("present", changed=False), "stopped": {"forced": True}, "power": RESTARTED}
     assert result(taken)["forced_off"] is True

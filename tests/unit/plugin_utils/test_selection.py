@@ -13,9 +13,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from ansible_collections.kvm.fleet.plugins.plugin_utils._result import LONGEST_TEXT
 from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import (
     Guest,
     SelectionError,
+    all_guests,
     check_limit,
     choose_looks,
     default_hosts,
@@ -23,6 +25,7 @@ from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import (
     failed_looks,
     host_name,
     known_guests,
+    refusal,
     select_guests,
     wanted_names,
 )
@@ -133,6 +136,35 @@ def test_what_agents_told_goes_with_listed_and_found_guests() -> None:
         "d": "unknown",
         "e": "unknown",
     }
+
+
+@pytest.mark.parametrize("flag", [True, "true", "yes"])
+def test_a_hypervisor_that_keeps_to_listed_guests_shows_no_others(flag: object) -> None:
+    looked = hypervisor("hv1", "web1", "web2", kvm_only_listed=flag)
+    hosts = [looked, host("web1", kvm_hypervisor="hv1")]
+    assert names(known_guests(hosts, {})) == ["web1"]
+    assert names(all_guests(hosts, {})) == ["web1", "web2"], "what a guest depends on need not be worked on"
+
+
+@pytest.mark.parametrize("flag", [False, "false", "no", None])
+def test_a_hypervisor_that_does_not_shows_all(flag: object) -> None:
+    assert names(known_guests([hypervisor("hv1", "web1", kvm_only_listed=flag)], {})) == ["web1"]
+
+
+def test_all_guests_are_those_of_the_run_and_whatever_else_anybody_knows() -> None:
+    looked = host("web1", {"domains": [domain("www"), domain("db")]}, kvm_hypervisor="hv1", kvm_domain="www")
+    inventory = {
+        one["inventory_hostname"]: one for one in (looked, host("web2", kvm_hypervisor="hv2"), host("hv1"), host("pc"))
+    }
+    assert names(known_guests([looked], inventory)) == ["web1"]
+    assert names(all_guests([looked], inventory)) == ["web1", "web2", "db"]
+    assert names(all_guests([], inventory)) == ["web1", "web2", "db"]
+
+
+def test_what_a_guest_is_in_the_fleet_is_said_by_the_inventory_or_else_by_its_domain() -> None:
+    look = {"domains": [{**domain("web1"), "hints": {"group": "a", "canary": True}}]}
+    [guest] = known_guests([host("web1", look, kvm_hypervisor="hv1", kvm_group="b")], {})
+    assert [guest.hint(name) for name in ("group", "canary", "depends_on")] == ["b", True, None]
 
 
 def test_a_name_that_two_hypervisors_have_gets_theirs() -> None:
@@ -275,6 +307,29 @@ def test_nothing_is_wanted(wanted: object) -> None:
 
 def test_all_of_nothing_is_nothing() -> None:
     assert select_guests([], "all", {}) == []
+
+
+def test_what_is_said_at_length_of_guests_that_are_not_touched_is_cut() -> None:
+    long = {"error_code": "x", "msg": "m" * 2000, "remedy": "r" * 2000}
+    failed = failed_looks([host("hv1", long)], {})["hv1"]
+    refused = refusal({"name": "web1", "hypervisor": "hv1", "domain": "web1", "refusal": long})["error"]
+    told = (failed["msg"], failed["remedy"], refused["msg"], refused["remedy"])
+    assert {len(text) for text in told} == {LONGEST_TEXT}
+
+
+@pytest.mark.parametrize("wanted", [None, "all", "web2,web1"])
+def test_two_hosts_that_are_one_guest_are_refused_together(wanted: str | None) -> None:
+    guests = known_guests(
+        [
+            hypervisor("hv1"),
+            host("web1", {"domains": [domain("web1", "drifted")]}, kvm_hypervisor="hv1"),
+            host("web2", kvm_hypervisor="hv1", kvm_domain="web1"),
+        ],
+        {},
+    )
+    with pytest.raises(SelectionError, match=r"web[12] and web[12] are one guest by the inventory, the domain 'web1'"):
+        select_guests(guests, wanted, {})
+    assert names(select_guests(guests, "web2", {})) == ["web2"]
 
 
 def test_a_name_that_matches_nothing_is_an_error() -> None:

@@ -13,11 +13,12 @@ import pytest
 
 from ansible_collections.kvm.fleet.plugins.plugin_utils._summary import (
     RULE,
+    bytes_text,
     complete,
     duration_text,
     packages_text,
     printable,
-    progress_text,
+    render_plan,
     render_status,
     render_summary,
 )
@@ -102,14 +103,16 @@ def test_new_and_removed_packages_are_not_upgraded_ones(packages: list[dict[str,
 
 
 @pytest.mark.parametrize(
-    ("uri", "command"),
+    ("guest", "variables"),
     [
-        ("qemu:///system", f"virsh snapshot-revert -- 'a b' {SNAPSHOT}"),
-        ("qemu:///session?x=1", f"virsh -c 'qemu:///session?x=1' snapshot-revert -- 'a b' {SNAPSHOT}"),
+        ("web-1.example", "fleet_guests=web-1.example"),
+        ("a b,c", """'{"fleet_guests": ["a b,c"]}'"""),
+        ("it's", """'{"fleet_guests": ["it'"'"'s"]}'"""),
     ],
 )
-def test_rollback(uri: str, command: str) -> None:
-    assert f"  Rollback: {command}" in render_summary("upgrade", [failure(domain="a b", uri=uri)])
+def test_rollback(guest: str, variables: str) -> None:
+    told = failure(domain="other") | {"guest": guest}
+    assert f"  Rollback: ansible-playbook kvm.fleet.rollback -e {variables}" in render_summary("upgrade", [told])
 
 
 def test_a_failed_guest_without_changes_has_no_packages() -> None:
@@ -213,20 +216,34 @@ def test_what_is_out_of_the_ordinary_is_shown() -> None:
     } <= {*lines}
 
 
+def test_a_guest_that_did_not_reboot_tells_how_long_it_stood_still() -> None:
+    told: dict[str, Any] = {"strategy": "save_restore", "pause": {"hypervisor": 6.2}, "closed": {}}
+    lines = render_summary("restart", [record(**told)])
+    assert {"  Restarted: yes, without a reboot: its RAM was saved and resumed", "  Pause: 6s"} <= {*lines}
+    lines = render_summary(
+        "restart", [record(**told | {"strategy": "power_cycle", "closed": {"save_restore": "no room"}})]
+    )
+    assert {"  Restarted: yes", "  Not open: save_restore: no room"} <= {*lines}
+    assert not any("Pause" in line for line in lines)
+    lines = render_summary("restart", [record(pause={"hypervisor": 1.0, "guest": 41.3})])
+    assert "  Pause: 41s as the guest saw it" in lines
+
+
 @pytest.mark.parametrize(
-    ("progress", "text"),
+    ("migration", "words"),
     [
-        (
-            {"percent": 42, "activity": "Unpacking libssl3 (amd64)", "elapsed": 80.2},
-            "web1: 42 %, Unpacking libssl3 (amd64), after 1m20s",
-        ),
-        ({"percent": None, "activity": "", "elapsed": 0.4}, "web1: working, after 0s"),
-        ({"percent": 0, "activity": "x" * 100, "elapsed": 1}, f"web1: 0 %, {'x' * 80}, after 1s"),
-        ({"percent": 1, "activity": "\x1b[2Jred\n", "elapsed": 1}, "web1: 1 %,  [2Jred , after 1s"),
+        ({"destination": "h2", "came_back": True, "left_behind": []}, " to h2 and back"),
+        ({"destination": "h2", "came_back": False, "left_behind": ["/a", "/b"]}, " to h2"),
+        (None, ""),
     ],
 )
-def test_progress_is_one_line(progress: dict[str, Any], text: str) -> None:
-    assert progress_text("web1", progress) == text
+def test_a_guest_that_was_migrated_tells_where_it_is(migration: dict[str, Any] | None, words: str) -> None:
+    told = record(strategy="migrate", migration=migration, pause={"hypervisor": 0.2, "guest": 0.42})
+    lines = render_summary("restart", [told])
+    assert f"  Restarted: yes, without a reboot: it was migrated{words}" in lines
+    assert "  Pause: 0.4s as the guest saw it" in lines
+    left = [line for line in lines if "Left behind" in line]
+    assert left == (["  Left behind: /a, /b"] if migration and migration["left_behind"] else [])
 
 
 def test_a_guest_that_failed_half_way_tells_how_far_it_came() -> None:
@@ -239,7 +256,7 @@ def test_a_guest_that_failed_half_way_tells_how_far_it_came() -> None:
         "  Forced off: yes",
         "  QEMU drift: remains",
         f"  Snapshot: {SNAPSHOT}",
-        f"  Rollback: virsh snapshot-revert -- web1 {SNAPSHOT}",
+        "  Rollback: ansible-playbook kvm.fleet.rollback -e fleet_guests=web1",
         "  Duration: 5m32s",
     ]
 
@@ -348,7 +365,7 @@ ENDED = {"run": "run-a", "at": "2026-03-01T02:00:00Z", "outcome": "failed"}
 
 
 def work(**facts: Any) -> dict[str, Any]:
-    nothing = {"shut_down": False, "ended": None, "problem": None}
+    nothing = {"shut_down": False, "steps": [], "ended": None, "problem": None}
     return {"lease": DEAD, "live": True, "unfinished": True, **nothing, **facts}
 
 
@@ -364,6 +381,10 @@ def work(**facts: Any) -> dict[str, Any]:
             ],
         ),
         (work(lease=None, live=False), ["a: left unfinished: the next upgrade goes on with it"]),
+        (
+            work(lease=None, live=False, steps=[{"name": "rollback", "status": "open"}]),
+            ["a: a rollback has not come to its end: kvm.fleet.rollback goes on with it"],
+        ),
         (
             work(lease=None, live=False, unfinished=False, problem={"msg": "the record is damaged"}),
             ["a: the record is damaged"],
@@ -383,6 +404,10 @@ def test_a_status_tells_who_works_on_a_guest(run: dict[str, Any], lines: list[st
 def test_a_status_tells_of_a_guest_that_is_off_by_a_run() -> None:
     off = {**guest("a", "not_running"), "run": work(live=False, shut_down=True, lease=None)}
     assert "a: off because a run has shut it down: the next upgrade starts it" in render_status([off])
+    off["run"]["steps"] = [{"name": "restart", "status": "failed"}, {"name": "rollback", "status": "open"}]
+    told = render_status([off])
+    assert "a: a rollback has not come to its end: kvm.fleet.rollback goes on with it" in told
+    assert not any("next upgrade" in line for line in told)
 
 
 # --- agents --------------------------------------------------------------------------------------
@@ -462,3 +487,115 @@ def test_of_a_guest_that_is_to_be_brought_back_first_check_mode_tells_that() -> 
     brought_back = reached("web1", "restarted", check_mode=True, channel={}, restarted=True, agent=None)
     lines = render_summary("agent", [brought_back])
     assert lines[3:6] == ["✓ web1", "  Restarted: yes", "  Duration: 12s"]
+
+
+# --- plans ---------------------------------------------------------------------------------------
+
+
+def turn(name: str, batch: int, *after: str, canary: bool = False) -> dict[str, Any]:
+    return {"name": name, "hypervisor": "hv1", "batch": batch, "canary": canary, "after": list(after)}
+
+
+def test_a_plan_is_told_batch_by_batch_with_what_is_refused() -> None:
+    refusal = record("web9", "refused", error={"msg": "it runs elsewhere", "remedy": "Undefine it."})
+    turns = [turn("db", 1), turn("web1", 2, "db", canary=True), turn("web2", 3, "cache", "db"), turn("a\x1b[2J", 3)]
+    assert render_plan(turns, [{"guest": "web9", "outcome": "refused", "error": refusal["error"]}]) == [
+        RULE,
+        "PLAN: 4 VM(s) in 3 batch(es); nothing was changed",
+        RULE,
+        "Batch 1",
+        "  db on hv1",
+        "",
+        "Batch 2",
+        "  web1 on hv1, canary, after db",
+        "",
+        "Batch 3",
+        "  web2 on hv1, after cache, db",
+        "  a [2J on hv1",
+        "",
+        "✗ web9",
+        "  Error: it runs elsewhere (nothing was changed)",
+        "  Remedy: Undefine it.",
+        "",
+        RULE,
+        "Guests: 4  Batches: 3  Refused: 1",
+        RULE,
+    ]
+
+
+def test_a_status_tells_of_a_guest_whose_metadata_cannot_be_read() -> None:
+    refusal = {"msg": "it says <depend-on>", "remedy": "Mend it."}
+    lines = render_status(
+        [guest("web1", "none", refusal=refusal), guest("web2", "unknown", refusal=refusal, state="unknown")]
+    )
+    assert "web1: it says <depend-on>. Mend it." in lines
+    assert not [line for line in lines if line.startswith("web2: ")]
+
+
+# --- snapshots that have had their time -----------------------------------------------------------
+
+
+def pruned(**facts: Any) -> dict[str, Any]:
+    told = {"pruned": [], "kept": [], "freed": 0, "check_mode": False, "duration": 2.0}
+    return {"guest": "web1", "outcome": "changed", **told, **facts}
+
+
+GONE = [{"name": "b", "size": 173015040, "reason": "over the budget"}, {"name": "a", "size": 0, "reason": "x"}]
+STAYS = [{"name": "c", "size": None, "reason": "younger than 7 days"}]
+
+
+def test_what_was_pruned_is_told_with_what_stays_and_why() -> None:
+    assert render_summary("prune", [pruned(pruned=GONE, kept=STAYS, freed=2 << 30)])[1:] == [
+        "PRUNE SUMMARY: 1 VM(s) processed",
+        RULE,
+        "✓ web1",
+        "  Deleted: b (165 MiB), a",
+        "  Freed: 2.0 GiB",
+        "  Kept: c (younger than 7 days)",
+        "  Duration: 2s",
+        "",
+        RULE,
+        "Success: 1  Failed: 0",
+        RULE,
+    ]
+
+
+def test_check_mode_tells_what_would_go_and_how_much_at_least() -> None:
+    lines = render_summary("prune", [pruned(pruned=GONE, freed=173015040, check_mode=True)])
+    assert lines[4:6] == ["  To be deleted: b (165 MiB), a", "  To be freed, at least: 165 MiB"]
+
+
+def test_nothing_that_nobody_knows_is_told_of_what_was_freed() -> None:
+    for facts in ({"pruned": GONE, "freed": None}, {"freed": 0}):
+        assert not any("reed" in line for line in render_summary("prune", [pruned(**facts)]))
+
+
+def test_a_prune_that_failed_tells_what_it_had_deleted() -> None:
+    failed = pruned(
+        outcome="failed", pruned=[{"name": "a", "size": None}], error={"msg": "it broke", "remedy": "Mend."}
+    )
+    assert "  Deleted: a" in render_summary("prune", [failed])
+
+
+@pytest.mark.parametrize(
+    ("amount", "text"),
+    [(0, "0 KiB"), (2048, "2 KiB"), (1 << 20, "1 MiB"), (3 << 29, "1.5 GiB"), (1 << 40, "1024.0 GiB")],
+)
+def test_an_amount_is_told_as_people_do(amount: int, text: str) -> None:
+    assert bytes_text(amount) == text
+
+
+# --- rollbacks -----------------------------------------------------------------------------------
+
+LOST = {"since": "2026-03-01T02:00:00Z", "seconds": 60, "written": None}
+
+
+def test_a_guest_that_failed_and_was_rolled_back_says_so_instead_of_how_to_do_it() -> None:
+    failed = failure(lost=LOST) | {"outcome": "rolled_back"}
+    lines = render_summary("upgrade", [failed])
+    assert "✗ web1" in lines
+    assert "  Rolled back: lost is all that it has written since 2026-03-01T02:00:00Z (1m0s)" in lines
+    assert not any(line.startswith(("  Rollback:", "  Guest's clock:")) for line in lines)
+    assert lines[-2].startswith("Success: 0  Failed: 1")
+    behind = render_summary("upgrade", [failed | {"clock_set": False}])
+    assert any(line.startswith("  Guest's clock: could not be set") for line in behind)

@@ -25,17 +25,23 @@ Run = Callable[..., dict[str, Any]]
 def run(hypervisor: FakeHypervisor, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
     """Runs a module on the fake hypervisor, and returns what it prints."""
 
+    opened: list[bool] = []
+
     @contextmanager
-    def open_it(uri: str) -> Iterator[FakeHypervisor]:
+    def open_it(uri: str, *, patient: bool) -> Iterator[FakeHypervisor]:
         assert uri == "qemu:///system"
+        opened.append(patient)
         yield hypervisor
 
     monkeypatch.setattr(_runner, "open_hypervisor", open_it)
 
     def run_module(module: str, *, check: bool = False, **arguments: Any) -> dict[str, Any]:
+        opened.clear()
         imported = importlib.import_module(f"ansible_collections.kvm.fleet.plugins.modules.{module}")
         with patch_module_args({**arguments, "_ansible_check_mode": check}), pytest.raises(SystemExit):
             imported.main()
+        # A libvirt that is away is waited for in a run, and by nobody else.
+        assert all(patient is bool(arguments.get("run")) for patient in opened)
         result: dict[str, Any] = json.loads(capsys.readouterr().out)
         return result
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _exec_files, _record
+from ansible_collections.kvm.fleet.plugins.module_utils import _exec_files, _record, _restart
 from ansible_collections.kvm.fleet.plugins.module_utils._audit import Audit
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import ImageFailed, ImageToolsMissing, RecordUnavailable
@@ -21,7 +21,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._record import StepName
 from ansible_collections.kvm.fleet.plugins.module_utils._store import Store, moment, records_directory
 from ansible_collections.kvm.fleet.plugins.modules import guest_agent_policy
 from tests.unit.fake_agent import ALL_COMMANDS, FILE_COMMANDS
-from tests.unit.fake_files import SYSTEMD, UNIT
+from tests.unit.fake_files import SYSTEMD, TEMPLATE, UNIT, FakeFiles
 from tests.unit.fake_hypervisor import FakeDomain, FakeHypervisor
 from tests.unit.filtered_guest import FakeImages, agent_of, filtered_guest
 from tests.unit.plugins.conftest import Run
@@ -109,6 +109,13 @@ def test_guest_exec_is_blocked_by_guest_exec_and_the_agent_alone_is_restarted(
     assert policy(run, "disabled")["changed"] is False
 
 
+def test_of_a_template_the_instance_is_restarted(run: Run, hypervisor: FakeHypervisor) -> None:
+    template = {TEMPLATE: "[Service]\nExecStart=-/usr/bin/qemu-ga -p /dev/%I\n"}
+    domain = filtered_guest(hypervisor, {**SYSTEMD, **template, CONF: "[general]\nblock-rpcs=guest-get-fsinfo\n"})
+    result = policy(run, "enabled", rpcs=["guest-get-fsinfo"])
+    assert (result["way"], domain.agent.blocked, agent_of(domain).restarts) == ("exec", set(), 1)
+
+
 def test_only_other_commands_are_blocked_so_guest_exec_allows_them(run: Run, hypervisor: FakeHypervisor) -> None:
     domain = filtered_guest(hypervisor, blocking("guest-file-open", "guest-get-fsinfo"))
     result = policy(run, "enabled", rpcs=["guest-file-open"])
@@ -162,6 +169,60 @@ def test_guest_exec_is_allowed_through_files_and_a_power_cycle(
     assert Path(file["backup"]).read_text(encoding="ascii") == blocking("guest-x", *EXEC)[CONF]
     assert Path(file["backup"]).is_relative_to(audit.parent)
     assert policy(run, "enabled")["changed"] is False
+
+
+def test_a_run_that_was_killed_between_the_write_and_the_shutdown_leaves_only_the_restart_to_the_next(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages, audit: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images.impossible = ImageToolsMissing("there is no guestfish", remedy="Install it.")
+    domain = filtered_guest(hypervisor, blocking(*EXEC))
+
+    class Killed(BaseException):
+        """Nothing of the module runs any more."""
+
+    def die(*_arguments: object, **_options: object) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_restart, "cycle", die)
+        with pytest.raises(Killed):
+            policy(run, "enabled")
+    assert ([line["event"] for line in lines(audit)], domain.changes) == (["changing"], [])
+
+    predicted = policy(run, "enabled", check=True)
+    assert (predicted["way"], predicted["restarted"], predicted["files"]) == ("files", True, [])
+    result = policy(run, "enabled")
+    assert (result["way"], result["proved"], result["files"]) == ("files", True, [])
+    assert (domain.agent.blocked, domain.changes) == (set(), ["shutdown by acpi", "start"])
+    assert [line["event"] for line in lines(audit)] == ["changing", "restarting", "restarted"]
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        {"event": "changed"},
+        {"event": "failed"},
+        {"event": "restarting"},
+        {"state": "disabled"},
+        {"rpcs": ["guest-exec"]},
+        {"uuid": "another"},
+        None,
+    ],
+)
+@pytest.mark.usefixtures("images")
+def test_a_guest_is_not_restarted_for_settings_that_nobody_has_seen_or_begun_to_change(
+    run: Run, hypervisor: FakeHypervisor, audit: Path, other: dict[str, Any] | None
+) -> None:
+    domain = filtered_guest(hypervisor, blocking(*EXEC))
+    domain.agent.files[CONF] = b""  # the filter that it has is in none of its files
+    if other:
+        begun = {"event": "changing", "state": "enabled", "rpcs": sorted(EXEC), "uuid": domain.uuid, **other}
+        Audit(hypervisor.uri, hypervisor.clock).add(begun.pop("event"), begun)
+        with audit.open("ab") as file:
+            file.write(b'{"at": "2026-')
+    refused = policy(run, "enabled", way="files")
+    assert "in none of the files that could be seen" in refused["evidence"]["ways"]["files"]
+    assert domain.changes == []
 
 
 def test_a_guest_that_does_not_shut_down_keeps_its_files_and_goes_on(run: Run, hypervisor: FakeHypervisor) -> None:
@@ -350,6 +411,32 @@ def test_what_cannot_be_undone_is_named_with_its_copy(run: Run, hypervisor: Fake
     assert result["evidence"]["undoing"]
     assert f"{CONF} (its copy is {BACKUP})" in result["remedy"]
     assert domain.state() is DomainState.RUNNING
+
+
+def test_of_a_guest_that_was_off_what_could_not_be_put_back_is_named_with_its_copy(
+    run: Run, hypervisor: FakeHypervisor, images: FakeImages, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    options = "/etc/default/agent"
+    unit = f"[Service]\nEnvironmentFile={options}\nExecStart=/usr/sbin/qemu-ga $OPTIONS\n"
+    filters = {options: "OPTIONS=--block-rpcs=guest-exec\n", CONF: "[general]\nblock-rpcs=guest-exec-status\n"}
+    domain = filtered_guest(hypervisor, {**SYSTEMD, UNIT: unit, **filters})
+    domain.be(DomainState.SHUT_OFF)
+    real = FakeFiles.write
+    ended: list[str] = []
+
+    def write(files: FakeFiles, path: str, content: bytes, *, like: str | None = None) -> None:
+        """Its appliance ends in the second of the two writes."""
+        if path == CONF or ended:
+            ended.append(path)
+            raise ImageFailed("guestfish has ended", remedy="See why.")
+        real(files, path, content, like=like)
+
+    monkeypatch.setattr(FakeFiles, "write", write)
+    result = policy(run, "enabled")
+    assert (result["error_code"], result["evidence"]["put_back"]) == ("image_failed", False)
+    assert result["remedy"].startswith(f"See why. The settings could not be put back: {options} (its copy is {options}")
+    assert result["evidence"]["backups"] == {options: f"{options}.kvm-fleet-backup", CONF: BACKUP}
+    assert images.opened == [False]
 
 
 # --- agents that do not tell ---------------------------------------------------------------------

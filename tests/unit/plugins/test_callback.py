@@ -57,6 +57,14 @@ def test_status_names_the_hypervisors_that_could_not_be_looked_at(printed: list[
     assert not [line for line in printed if "SUMMARY" in line]
 
 
+def test_a_plan_is_no_summary_of_guests_that_were_not_reached(printed: list[str]) -> None:
+    turn = {"name": "web1", "hypervisor": "hv1", "batch": 1, "canary": False, "after": []}
+    finish({"plan": [turn], "targets": ["web1"], "guests": {}, "failed_looks": [FAILED_LOOK]})
+    assert "PLAN: 1 VM(s) in 1 batch(es); nothing was changed" in printed
+    assert "✗ hypervisor hv2" in printed
+    assert not [line for line in printed if "SUMMARY" in line]
+
+
 def test_only_one_of_two_callbacks_speaks(printed: list[str]) -> None:
     fleet = {"guests": {"web1": record("web1")}}
     finish(fleet)
@@ -97,20 +105,3 @@ def test_the_lines_go_to_ansibles_display(monkeypatch: pytest.MonkeyPatch) -> No
     )
     [text] = shown
     assert text.splitlines()[-2] == "Success: 0  Failed: 0  Drift Resolved: 0"
-
-
-def retry(found: dict[str, Any]) -> SimpleNamespace:
-    return SimpleNamespace(_result=found, _host=SimpleNamespace(get_name=lambda: "web1"))
-
-
-def test_a_task_that_is_repeated_to_follow_an_upgrade_tells_how_far_it_is(printed: list[str]) -> None:
-    progress = {"percent": 42, "package": "bash", "activity": "Unpacking bash", "elapsed": 31.5}
-    for callback in (CallbackModule(), fleet_summary.CallbackModule()):
-        callback.v2_runner_retry(retry({"finished": False, "progress": progress}))
-    assert printed == ["web1: 42 %, Unpacking bash, after 32s"]
-
-
-@pytest.mark.parametrize("found", [{}, {"progress": None}, {"progress": "half"}])
-def test_other_tasks_that_are_repeated_tell_nothing(printed: list[str], found: dict[str, Any]) -> None:
-    CallbackModule().v2_runner_retry(retry(found))
-    assert printed == []

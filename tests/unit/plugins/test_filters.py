@@ -16,7 +16,10 @@ from ansible_collections.kvm.fleet.plugins.filter.batch_sizes import batch_sizes
 from ansible_collections.kvm.fleet.plugins.filter.choose_looks import choose
 from ansible_collections.kvm.fleet.plugins.filter.failed_looks import failed
 from ansible_collections.kvm.fleet.plugins.filter.fleet_hosts import FilterModule
+from ansible_collections.kvm.fleet.plugins.filter.held_back import held
 from ansible_collections.kvm.fleet.plugins.filter.named_guests import named
+from ansible_collections.kvm.fleet.plugins.filter.plan_batches import plan_batches
+from ansible_collections.kvm.fleet.plugins.filter.planned_sizes import sizes as planned_sizes
 from ansible_collections.kvm.fleet.plugins.filter.refused_guests import refused
 from ansible_collections.kvm.fleet.plugins.filter.rescue_result import result as rescue_result
 from ansible_collections.kvm.fleet.plugins.filter.select_guests import select
@@ -65,6 +68,58 @@ def test_a_domain_that_runs_elsewhere_is_refused_and_the_one_that_runs_is_not() 
     assert "  Error: domain 'web1' is off on hv1, and the guest with its UUID runs on hv2 (nothing was changed)" in (
         render_summary("rescue", list(records.values()))
     )
+
+
+def test_a_guest_whose_metadata_cannot_be_read_is_refused_and_no_other() -> None:
+    problem = {"error_code": "hints_malformed", "msg": "it says <depend-on>", "remedy": "Mend it."}
+    domains: list[dict[str, Any]] = [
+        {"name": name, "uuid": name, "drift": {"state": "none"}, "hints_problem": told}
+        for name, told in (("web1", problem), ("web2", None))
+    ]
+    chosen = select([host("hv1", {"domains": domains})], {}, "all")
+    assert {name: record["error"] for name, record in refused(chosen).items()} == {"web1": problem}
+
+
+def test_a_plan_of_batches_is_plain_data() -> None:
+    hosts = [host("web1", kvm_hypervisor="hv1", kvm_depends_on=["db"]), hypervisor("hv2", "db", "canary")]
+    turns = plan_batches(["web1", "db", "canary"], hosts, {}, sizes="2", canaries="1", refused=["db"], prefix="b_")
+    assert turns[0] == {
+        "name": "db",
+        "hypervisor": "hv2",
+        "batch": 1,
+        "group": "b_001",
+        "canary": False,
+        "after": [],
+        "canaries": [],
+        "member_of": "",
+        "at_once": 1,
+    }
+    assert [(turn["name"], turn["after"], turn["canaries"]) for turn in turns[1:]] == [
+        ("web1", ["db"], []),
+        ("canary", [], ["web1"]),
+    ]
+    assert planned_sizes({"b_001": ["db"], "b_002": ["web1"]}, "b_") == [1, 1]
+    assert held("web1", {"web1": {"fleet_turn": turns[1]}})["error"]["error_code"] == "provider_failed"
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"sizes": "101%"}, "fleet_batch: '101%' is no batch size"),
+        ({"canaries": -1}, "fleet_canary: '-1' is no number of guests; it can be 0 or more"),
+        ({"per_hypervisor": "0"}, "fleet_per_hypervisor: '0' is no number of guests; it can be 1 or more"),
+        ({}, r"kvm_depends_on: web1 depends on 'db', and no guest has that name"),
+    ],
+)
+def test_what_cannot_be_planned_is_an_error_of_the_filter(options: dict[str, Any], message: str) -> None:
+    hosts = [hypervisor("hv1", "web1"), host("web1", {"skipped": True}, kvm_hypervisor="hv1", kvm_depends_on=["db"])]
+    with pytest.raises(AnsibleFilterError, match=message):
+        plan_batches(["web1"], hosts, {}, **options)
+
+
+def test_what_depends_on_a_guest_that_may_be_where_nobody_could_look_is_left_for_its_turn() -> None:
+    hosts = [host("web1", UNREACHABLE, kvm_hypervisor="hv1", kvm_depends_on=["db"])]
+    assert [turn["after"] for turn in plan_batches(["web1"], hosts, {})] == [["db"]]
 
 
 def test_guests_carry_the_uri_of_their_hypervisor() -> None:
@@ -121,6 +176,7 @@ def test_a_plan_is_plain_data() -> None:
         "upgrade": True,
         "restart": True,
         "reasons": ("packages are upgraded",),
+        "strategy": "power_cycle",
     }
     assert plan(domain())["upgrade"] is False
     with pytest.raises(AnsibleFilterError, match=r"restart is 'maybe'; it can be needed, always, never"):

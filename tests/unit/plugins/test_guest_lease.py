@@ -65,6 +65,16 @@ def test_a_guest_of_another_run_is_refused_by_name(run: Run, hypervisor: FakeHyp
     assert domain.changes == []
 
 
+def test_a_refusal_names_what_its_reader_can_set(
+    run: Run, hypervisor: FakeHypervisor, domain: FakeDomain, store: Store
+) -> None:
+    take(run, "a")
+    told = "before (agent_take_over: run-a)."
+    assert told in take(run, "b", take_over_setting="agent_take_over")["remedy"]
+    with store.locked(domain.uuid, hypervisor.clock, 0):
+        assert told in take(run, "b", take_over_setting="agent_take_over")["remedy"]
+
+
 @pytest.mark.usefixtures("domain")
 def test_a_stale_lease_is_taken_over_and_that_is_said(run: Run, hypervisor: FakeHypervisor) -> None:
     take(run, "a", ttl=100)
@@ -126,7 +136,15 @@ def test_domain_info_tells_who_has_a_guest(run: Run, hypervisor: FakeHypervisor)
     take(run)
     hypervisor.clock.advance(3599)
     lease = {"run": "run-a", "owner": "root@a", "taken": "2026-03-01T02:00:00Z", "silence": 3599.0}
-    nothing_yet = {"unfinished": False, "shut_down": False, "steps": [], "ended": None, "problem": None}
+    nothing_yet: dict[str, Any] = {
+        "unfinished": False,
+        "shut_down": False,
+        "went_to": None,
+        "steps": [],
+        "ended": None,
+        "way_back": None,
+        "problem": None,
+    }
     assert info(run) == {"lease": lease, "live": True, **nothing_yet}
     hypervisor.clock.advance(1)
     assert info(run) == {"lease": {**lease, "silence": 3600.0}, "live": False, **nothing_yet}

@@ -155,6 +155,7 @@ def test_the_agent_is_allowed_what_is_needed_and_everything_else_stays(
     conf.write_text(before, encoding="ascii")
     failed = run("guest_repair", name="web1", repairs=["agent"])
     assert (failed["error_code"], failed["evidence"]["repair"]) == ("image_failed", "agent")
+    assert failed["evidence"]["backups"] == {f"/{CONF}": f"/{CONF}.kvm-fleet-backup"}
     assert json.loads(audit.read_text(encoding="ascii").splitlines()[-1])["event"] == "failed"
     assert conf.read_text(encoding="ascii") == before
 

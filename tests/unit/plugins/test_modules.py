@@ -54,6 +54,13 @@ def as_it_is(_hypervisor: FakeHypervisor, _domain: FakeDomain) -> None:
     pass
 
 
+AWAY = {"strategy": "migrate", "destinations": ["qemu+tls://there/system"], "storage": "trusted", "come_back": True}
+
+
+def with_another_hypervisor(hypervisor: FakeHypervisor, _domain: FakeDomain) -> None:
+    hypervisor.beside("qemu+tls://there/system")
+
+
 class Change(NamedTuple):
     """A task that changes something. One that ``settles`` finds nothing to do the second time."""
 
@@ -66,6 +73,9 @@ class Change(NamedTuple):
 CHANGES = [
     Change("domain_channel", {}, without_a_channel, settles=True),
     Change("domain_power", {"state": "restarted"}, as_it_is, settles=False),
+    Change("domain_power", {"state": "restarted", "strategy": "save_restore"}, as_it_is, settles=False),
+    Change("domain_power", {"state": "restarted", "strategy": "auto"}, as_it_is, settles=False),
+    Change("domain_power", {"state": "restarted", **AWAY}, with_another_hypervisor, settles=False),
     Change("domain_power", {"state": "stopped"}, as_it_is, settles=True),
     Change("domain_power", {"state": "started"}, switched_off, settles=True),
     Change("domain_snapshot", {"snapshot": "new"}, as_it_is, settles=True),
@@ -88,7 +98,7 @@ def test_check_mode_changes_nothing_and_predicts_the_run(
 
     done = run(change.module, name="web1", **change.arguments)
     assert (predicted["changed"], done["changed"]) == (True, True)
-    for told in ("diff", "steps", "packages", "live", "persistent"):
+    for told in ("diff", "steps", "strategy", "packages", "live", "persistent"):
         assert predicted.get(told) == done.get(told)
 
     again = run(change.module, name="web1", check=True, **change.arguments)
@@ -253,6 +263,10 @@ def test_a_snapshot_is_named_after_the_time_by_default(run: Run, domain: FakeDom
         "created": 1772330400,
         "state": "running",
         "current": True,
+        "way": "live",
+        "kind": "internal",
+        "files": [],
+        "size": None,
     }
     assert result["diff"] == {"before": "", "after": "pre-upgrade-20260301-020000\n"}
     assert domain.changes == ["create_snapshot"]
@@ -454,7 +468,7 @@ def test_an_upgrade_tells_what_it_kept_back_and_what_is_left_to_compare(
 ) -> None:
     guest = upgrading(hypervisor, domain)
     guest.review = ["/etc/bash.bashrc.dpkg-dist"]
-    result = run("guest_upgrade", name="web1", exclude=["libssl*"])
+    result = run("guest_upgrade", name="web1", exclude=["libssl*", ""])
     assert [package["name"] for package in result["packages"]] == ["bash"]
     assert result["kept_back"] == [{"name": "libssl3", "reason": "excluded"}]
     assert result["config_files"] == ["/etc/bash.bashrc.dpkg-dist"]
@@ -575,6 +589,34 @@ def test_a_defect_keeps_its_traceback(run: Run, domain: FakeDomain, monkeypatch:
     def fail() -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(domain, "has_managed_save", fail)
+    monkeypatch.setattr(domain, "xml", fail)
     with pytest.raises(ZeroDivisionError):
         run("domain_info")
+
+
+def test_snapshots_that_were_not_looked_for_are_unknown(run: Run, domain: FakeDomain) -> None:
+    domain.add_snapshot("ours", f"{STAMP} x")
+    [seen], [unseen] = run("domain_info")["domains"], run("domain_info", snapshots=False)["domains"]
+    assert (len(seen["snapshots"]), unseen["snapshots"]) == (1, None)
+    assert {**seen, "snapshots": None} == unseen
+
+
+# --- qemu_trial ----------------------------------------------------------------------------------
+
+
+def test_qemu_is_tried_and_nothing_is_left(run: Run, hypervisor: FakeHypervisor, domain: FakeDomain) -> None:
+    hypervisor.add("web2").loader = "<boot dev='hd'/>"
+    left = hypervisor.add("kvm-fleet-trial-20260101000000-0badcafe")
+    left.persistent = False
+    predicted = run("qemu_trial", check=True)
+    assert (hypervisor.tried, [machine.name for machine in hypervisor.trials()]) == ([], [left.name])
+    done = run("qemu_trial")
+    assert (predicted["trials"], predicted["ended"]) == (done["trials"], done["ended"])
+    [trial] = done["trials"]
+    assert (trial["guests"], trial["emulator"]) == (["web1", "web2"], hypervisor.emulator)
+    assert (done["changed"], done["ended"], list(hypervisor.trials())) == (True, [left.name], [])
+    assert run("qemu_trial", names=["web1"])["trials"][0]["guests"] == ["web1"]
+    assert domain.changes == []
+    hypervisor.refuses_machines = True
+    assert run("qemu_trial")["error_code"] == "qemu_trial_failed"
+    assert run("qemu_trial", names=["none"])["error_code"] == "domain_not_found"

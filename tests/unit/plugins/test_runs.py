@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _upgrade
+from ansible_collections.kvm.fleet.plugins.module_utils import _kept, _lease, _migrate, _upgrade
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import UpgradeFailed
 from ansible_collections.kvm.fleet.plugins.module_utils._job import JobState
@@ -26,7 +27,7 @@ from ansible_collections.kvm.fleet.plugins.module_utils._snapshot_xml import STA
 from ansible_collections.kvm.fleet.plugins.module_utils._store import Store, records_directory
 from ansible_collections.kvm.fleet.plugins.module_utils._upgrade import Underway, Upgraded
 from tests.unit.fake_agent import Call, Ending
-from tests.unit.fake_hypervisor import EMULATOR, FakeDomain, FakeHypervisor
+from tests.unit.fake_hypervisor import EMULATOR, FakeDomain, FakeHypervisor, libvirt_failed
 from tests.unit.plugins.conftest import Run
 from tests.unit.upgrading_guest import UpgradingGuest
 
@@ -294,6 +295,180 @@ def test_a_guest_that_was_never_shut_down_is_restarted(run: Run, leased: FakeDom
     done = restart(run, "b")
     assert done["steps"] == ["shut_down", "start", "wait_for_agent"]
     assert steps(store, leased) == [("restart", "open", "run-a"), ("restart", "done", "run-b")]
+
+
+# --- with its RAM saved --------------------------------------------------------------------------
+
+
+def save_restore(run: Run, who: str = "a", **options: Any) -> dict[str, Any]:
+    return restart(run, who, strategy="save_restore", **options)
+
+
+RESUMED = ["restore", "wait_for_agent", "set_clock"]
+
+
+def test_a_guest_that_the_run_has_saved_is_resumed_by_the_next(run: Run, leased: FakeDomain, store: Store) -> None:
+    pid, boot_id = leased.pid, leased.boot_id
+    with killed_in(leased, "start"):
+        save_restore(run)
+    assert (leased.state(), leased.has_managed_save()) == (DomainState.SHUT_OFF, True)
+    [info] = run("domain_info", names=["web1"])["domains"]
+    assert (info["run"]["shut_down"], info["run"]["unfinished"]) == (True, True)
+    take(run, "b")
+    # By what is on record, whatever the next run would do by itself.
+    predicted, done = restart(run, "b", check=True), restart(run, "b")
+    assert predicted["steps"] == done["steps"] == RESUMED
+    assert (predicted["strategy"], done["strategy"]) == ("save_restore", "save_restore")
+    assert (done["before"]["pid"], done["before"]["boot_id"], done["after"]["boot_id"]) == (pid, boot_id, boot_id)
+    assert (leased.boot_id, done["clock"]["set"]) == (boot_id, True)
+    assert steps(store, leased) == [("restart", "done", "run-a")]
+
+
+def test_a_guest_that_was_resumed_before_the_run_died_is_proved_and_has_its_clock_set(
+    run: Run, leased: FakeDomain
+) -> None:
+    with killed_in(leased, "start", after=True):
+        save_restore(run)
+    leased.changes.clear()
+    take(run, "b")
+    done = save_restore(run, "b")
+    assert (done["steps"], done["changed"], done["restarted"]) == (RESUMED[1:], False, True)
+    assert (done["clock"]["behind"], leased.changes) == (3.0, [])
+
+
+@pytest.mark.parametrize("strategy", ["save_restore", "power_cycle"])
+def test_a_guest_that_was_never_saved_is_restarted_as_the_next_run_wants_it(
+    run: Run, leased: FakeDomain, store: Store, strategy: str
+) -> None:
+    with killed_in(leased, "save"):
+        save_restore(run)
+    take(run, "b")
+    assert restart(run, "b", strategy=strategy)["strategy"] == strategy
+    assert steps(store, leased) == [("restart", "open", "run-a"), ("restart", "done", "run-b")]
+
+
+def test_a_guest_that_was_asked_to_shut_down_is_not_saved_on_its_way(run: Run, leased: FakeDomain) -> None:
+    leased.habits.shuts_down_after = 40
+    with killed_in(leased, "shutdown", after=True):
+        restart(run)
+    leased.habits.shuts_down_after = None  # once is enough
+    take(run, "b")
+    done = save_restore(run, "b")
+    assert (done["steps"][0], done["strategy"]) == ("shut_down", "power_cycle")
+
+
+def test_a_saved_image_that_the_next_run_finds_refused_does_not_keep_the_guest_off(
+    run: Run, leased: FakeDomain, store: Store
+) -> None:
+    with killed_in(leased, "start"):
+        save_restore(run)
+    leased.refuses_image = 2
+    take(run, "b")
+    refused = save_restore(run, "b")
+    assert (refused["error_code"], refused["evidence"]["started_anew"]) == ("saved_state_refused", True)
+    assert leased.state() is DomainState.RUNNING
+    assert steps(store, leased) == [("restart", "failed", "run-a")]
+    leased.go_off()
+    [info] = run("domain_info", names=["web1"])["domains"]
+    assert info["run"]["shut_down"] is False, "it was started again"
+
+
+@pytest.mark.parametrize(("booted", "strategy"), [(True, "power_cycle"), (False, "save_restore")])
+def test_a_guest_that_its_owner_has_brought_back_after_its_image_was_refused_is_done(
+    run: Run, leased: FakeDomain, store: Store, booted: bool, strategy: str
+) -> None:
+    leased.refuses_image = 2
+    assert save_restore(run, keep_image=True)["evidence"]["started_anew"] is False
+    run("guest_lease", name="web1", run="run-a", state="absent", outcome="failed")
+    leased.managed_save = not booted
+    leased.start()
+    leased.agent.silent = False
+    leased.changes.clear()
+    take(run, "b")
+    done = save_restore(run, "b")
+    assert (done["strategy"], done["steps"][0], leased.changes) == (strategy, "wait_for_agent", [])
+    assert steps(store, leased) == [("restart", "failed", "run-a"), ("restart", "done", "run-b")]
+    assert record_of(store, leased).steps[-1].intent["strategy"] == strategy
+    run("guest_lease", name="web1", run="run-b", state="absent", outcome="restarted")
+    assert not record_of(store, leased).unfinished
+
+
+@pytest.mark.usefixtures("leased")
+def test_a_power_cycle_that_is_wanted_is_not_done_by_an_earlier_save(run: Run) -> None:
+    save_restore(run)
+    take(run, "b")
+    assert save_restore(run, "b")["steps"] == []
+    assert restart(run, "b", strategy="auto")["steps"] == []
+    assert restart(run, "b")["steps"] == ["shut_down", "start", "wait_for_agent"]
+
+
+def test_the_gentlest_strategy_that_is_open_is_taken(run: Run, domain: FakeDomain) -> None:
+    def auto(*, check: bool = False) -> dict[str, Any]:
+        return run("domain_power", name="web1", state="restarted", strategy="auto", check=check)
+
+    told = auto()
+    assert (told["strategy"], told["closed"]) == ("save_restore", {})
+    domain.devices = "<hostdev type='pci'/>"
+    for check in (True, False):
+        told = auto(check=check)
+        assert (told["strategy"], told["steps"][0]) == ("power_cycle", "shut_down")
+        assert "hostdev pci" in told["closed"]["save_restore"]
+    refused = run("domain_power", name="web1", state="restarted", strategy="save_restore", check=True)
+    assert refused["error_code"] == "save_impossible"
+
+
+def test_the_gentlest_strategy_that_fails_before_anything_is_changed_is_made_up_for(
+    run: Run, leased: FakeDomain, store: Store
+) -> None:
+    leased.save_takes = 1000
+    told = restart(run, strategy="auto")
+    assert (told["strategy"], told["restarted"]) == ("power_cycle", True)
+    assert "was not saved" in told["closed"]["save_restore"]
+    assert steps(store, leased) == [("restart", "failed", "run-a"), ("restart", "done", "run-a")]
+
+
+def test_a_guest_that_was_not_saved_is_not_started_when_its_owner_shuts_it_down(run: Run, leased: FakeDomain) -> None:
+    leased.save_takes = 1000
+    assert save_restore(run)["error_code"] == "save_failed"
+    run("guest_lease", name="web1", run="run-a", state="absent", outcome="failed")
+    leased.go_off()
+    [info] = run("domain_info", names=["web1"])["domains"]
+    assert (info["run"]["shut_down"], info["run"]["unfinished"]) == (False, False)
+
+
+def fill_up(domain: FakeDomain) -> None:
+    """No file system has room for the RAM of this guest."""
+    domain.memory = 1 << 60
+
+
+def test_a_guest_that_is_resumed_needs_no_room_for_its_image(run: Run, leased: FakeDomain) -> None:
+    with killed_in(leased, "start"):
+        save_restore(run)
+    fill_up(leased)
+    take(run, "b")
+    done = restart(run, "b", strategy="auto")
+    assert (done["steps"], done["strategy"], done["closed"]) == (RESUMED, "save_restore", {})
+
+
+def test_a_guest_that_was_saved_and_resumed_is_not_power_cycled_for_want_of_room(run: Run, leased: FakeDomain) -> None:
+    save_restore(run)
+    fill_up(leased)
+    take(run, "b")
+    done = restart(run, "b", strategy="auto")
+    assert (done["steps"], done["strategy"], done["closed"]) == ([], "save_restore", {})
+
+
+def test_a_guest_that_is_left_paused_by_its_save_is_not_power_cycled(
+    run: Run, leased: FakeDomain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail_paused(timeout: float) -> None:
+        leased.be(DomainState.PAUSED)
+        raise libvirt_failed(f"no answer within {timeout} s")
+
+    monkeypatch.setattr(leased, "save", fail_paused)
+    told = restart(run, strategy="auto")
+    assert told["error_code"] == "save_failed"
+    assert "'virsh resume web1'" in told["remedy"]
 
 
 # --- a shutdown ----------------------------------------------------------------------------------
@@ -710,3 +885,307 @@ def test_snapshots_of_others_are_none_of_the_run(run: Run, leased: FakeDomain) -
     made = snapshot(run)
     assert made["changed"] is True
     assert made["snapshot"]["name"] != "ours"
+
+
+# --- a guest that is migrated ---------------------------------------------------------------------
+
+URI = "qemu+tls://there/system"
+
+
+@pytest.fixture
+def there(hypervisor: FakeHypervisor) -> FakeHypervisor:
+    return hypervisor.beside(URI)
+
+
+def migrate(run: Run, who: str = "a", **options: Any) -> dict[str, Any]:
+    return restart(run, who, **{"strategy": "migrate", "destinations": [URI], "storage": "trusted", **options})
+
+
+def test_a_guest_that_was_migrated_is_on_record_as_gone(
+    run: Run, hypervisor: FakeHypervisor, leased: FakeDomain, store: Store, there: FakeHypervisor
+) -> None:
+    boot_id = leased.boot_id
+    predicted = migrate(run, check=True)
+    done = migrate(run)
+    for told in (predicted, done):
+        assert told["migration"] == {"destination": URI, "came_back": False, "left_behind": []}
+        assert (told["strategy"], told["steps"]) == ("migrate", ["migrate", "wait_for_agent"])
+    assert done["diff"]["after"] == "running on another hypervisor\n"
+    assert (done["after"]["pid"], done["after"]["boot_id"]) == (None, boot_id)
+    assert steps(store, leased) == [("restart", "done", "run-a")]
+    assert record_of(store, leased).went_to == URI
+    assert (hypervisor.domains(), there.domain("web1").boot_id) == ([], boot_id)
+    missing = run("domain_info", names=["web1"])
+    assert (missing["error_code"], missing["evidence"]["moved_to"]) == ("domain_not_found", URI)
+    assert f"has migrated 'web1' to {URI}" in missing["remedy"]
+
+
+def test_the_run_goes_on_with_a_guest_that_was_migrated_where_it_is(
+    run: Run, hypervisor: FakeHypervisor, leased: FakeDomain, store: Store, there: FakeHypervisor
+) -> None:
+    snapshot(run)
+    migrate(run)
+    left = {"name": "web1", "run": "run-a", "state": "absent", "outcome": "restarted"}
+    assert run("guest_lease", **left)["error_code"] == "domain_not_found"
+    record = run("guest_lease", uuid=leased.uuid, **left)["record"]
+    assert (record["lease"], record["ended"]["outcome"]) == (None, "restarted")
+
+    # As if on the other hypervisor, where nothing is on record.
+    store.path(leased.uuid).unlink()
+    there.remove("web1")
+    hypervisor.add("web1")
+    wrong = run("guest_lease", name="web1", run="run-a", owner="root@a", record={**record, "uuid": "u2"})
+    assert (wrong["error_code"], "u2" in wrong["msg"]) == ("invalid_request", True)
+    broken = run("guest_lease", name="web1", run="run-a", owner="root@a", record={"steps": []})
+    assert (broken["error_code"], "no record of a guest" in broken["msg"]) == ("invalid_request", True)
+    taken = run("guest_lease", name="web1", run="run-a", owner="root@a", record=record)
+    assert (taken["record"]["steps"], taken["record"]["ended"]) == (record["steps"], None)
+    assert taken["record"]["lease"]["run"] == "run-a"
+    assert migrate(run)["steps"] == [], "it has been restarted by its migration"
+    run("guest_lease", name="web1", run="run-a", state="absent", outcome="restarted")
+    [info] = run("domain_info", names=["web1"])["domains"]
+    assert info["run"]["way_back"]["snapshot"] == record["steps"][0]["intent"]["name"]
+
+
+def test_work_that_is_on_record_where_a_guest_comes_to_goes_before_what_it_brings(
+    run: Run, leased: FakeDomain, store: Store
+) -> None:
+    brought = run("guest_lease", name="web1", run="run-a", state="absent", outcome="restarted")["record"]
+    take(run, "a")
+    snapshot(run)
+    here = steps(store, leased)
+    run("guest_lease", name="web1", run="run-a", owner="root@a", record={**brought, "baseline": {"other": True}})
+    assert (steps(store, leased), record_of(store, leased).baseline.get("other")) == (here, None)
+
+
+def test_what_is_on_record_of_a_guest_that_had_left_gives_way_to_what_it_brings_when_it_is_back(
+    run: Run, hypervisor: FakeHypervisor, leased: FakeDomain, store: Store, there: FakeHypervisor
+) -> None:
+    with killed_in(_migrate._Journey, "see_that_it_answers"):
+        migrate(run)
+    stale = store.path(leased.uuid).read_text()
+    # As if on the other hypervisor, by a run that has begun there and brings it back.
+    store.path(leased.uuid).unlink()
+    there.remove("web1")
+    hypervisor.add("web1")
+    take(run, "c")
+    snapshot(run, "c")
+    migrate(run, "c")
+    left = {"name": "web1", "uuid": leased.uuid, "run": "run-c", "state": "absent", "outcome": "restarted"}
+    brought = run("guest_lease", **left)["record"]
+
+    store.path(leased.uuid).write_text(stale)
+    there.remove("web1")
+    hypervisor.add("web1")
+    refused = run("guest_lease", name="web1", run="run-d", owner="root@d")
+    assert refused["error_code"] == "guest_leased", "its run may be alive, and nobody has brought the guest"
+    taken = run("guest_lease", name="web1", run="run-c", owner="root@c", record=brought)
+    assert taken["record"]["steps"] == brought["steps"]
+    assert steps(store, leased) == [("snapshot", "done", "run-c"), ("restart", "done", "run-c")]
+
+
+@pytest.mark.parametrize("strategy", ["migrate", "save_restore"])
+def test_a_guest_that_does_not_boot_is_not_restarted_once_more_for_its_packages(
+    run: Run, leased: FakeDomain, upgrades: Upgrades, there: FakeHypervisor, strategy: str
+) -> None:
+    gentle: dict[str, Any] = {"strategy": strategy, "come_back": True}
+    with killed_in(leased, "migrate" if strategy == "migrate" else "save"):
+        migrate(run, **gentle)
+    take(run, "b")
+    assert migrate(run, "b", **gentle)["changed"]
+    upgrades.results.append(Upgraded((PackageChange("app", "all", "1", "2"),)))
+    assert not run("guest_upgrade", name="web1", run="run-b").get("failed")
+    again = migrate(run, "b", **gentle)
+    assert (again["changed"], again["restarted"], again["steps"]) == (False, True, [])
+    cycled = migrate(run, "b", strategy="power_cycle")
+    assert (cycled["changed"], cycled["strategy"]) == (True, "power_cycle")
+    assert there.domains() == []
+
+
+def test_snapshots_are_known_again_to_whoever_works_on_the_guest_after_a_death(
+    run: Run, leased: FakeDomain, there: FakeHypervisor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leased.add_snapshot("mine", "my own")
+    with monkeypatch.context() as patch, killed_in(leased, "migrate"):
+        patch.setattr(_kept, "tell_again", lambda _domain: None)  # what was killed tidies up nothing
+        migrate(run)
+    assert leased.snapshots() == []
+    take(run, "b")
+    snapshot(run, "b", snapshot="new")
+    assert {found.name for found in leased.snapshots()} == {"mine", "new"}
+    assert there.domains() == []
+
+
+def test_snapshots_that_libvirt_refuses_keep_nobody_from_what_needs_none(
+    run: Run, leased: FakeDomain, there: FakeHypervisor, upgrades: Upgrades, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # In a process that is a controller as well, as that of the tests may be, Ansible has warnings go there.
+    warnings: list[str] = []
+    monkeypatch.setattr(AnsibleModule, "warn", lambda _module, text: warnings.append(text))
+    leased.add_snapshot("mine", "my own")
+    with pytest.MonkeyPatch.context() as patch, killed_in(leased, "migrate"):
+        patch.setattr(_kept, "tell_again", lambda _domain: None)
+        migrate(run)
+    leased.faults["redefine_snapshot"] = libvirt_failed("disk 'vdb' not found in domain")
+    take(run, "b")
+    for module, options in (("domain_snapshot", {}), ("domain_rollback", {"snapshot": "mine"})):
+        refused = run(module, name="web1", run="run-b", **options)
+        assert (refused["error_code"], "disk 'vdb' not found" in refused["msg"]) == ("snapshot_blocked", True)
+    upgrades.results.append(Upgraded())
+    for told in (
+        run("guest_upgrade", name="web1", run="run-b"),
+        migrate(run, "b", strategy="auto"),
+    ):
+        assert not told.get("failed"), told
+        assert "disk 'vdb' not found" in warnings.pop()
+    assert leased.metadata(_kept.NAMESPACE) is not None
+    del leased.faults["redefine_snapshot"]
+    assert snapshot(run, "b")["snapshot"]["name"] != "mine"
+    assert "mine" in [found.name for found in leased.snapshots()]
+    assert there.domains() == []
+
+
+def test_a_guest_that_was_never_migrated_is_restarted_as_the_next_run_wants_it(
+    run: Run, leased: FakeDomain, store: Store, there: FakeHypervisor
+) -> None:
+    with killed_in(leased, "migrate"):
+        migrate(run)
+    assert record_of(store, leased).went_to == URI
+    take(run, "b")
+    assert restart(run, "b")["strategy"] == "power_cycle"
+    assert steps(store, leased) == [("restart", "open", "run-a"), ("restart", "done", "run-b")]
+    assert record_of(store, leased).went_to is None
+    assert there.domains() == []
+
+
+def test_a_guest_that_came_back_before_the_run_died_is_proved(
+    run: Run, hypervisor: FakeHypervisor, leased: FakeDomain, store: Store, there: FakeHypervisor
+) -> None:
+    boot_id = leased.boot_id
+    with killed_in(_migrate._Journey, "prove"):
+        migrate(run, come_back=True)
+    take(run, "b")
+    done = migrate(run, "b", come_back=True)
+    assert (done["steps"], done["strategy"], done["after"]["boot_id"]) == (["wait_for_agent"], "migrate", boot_id)
+    assert steps(store, leased) == [("restart", "done", "run-a")]
+    assert (there.domains(), hypervisor.domain("web1").boot_id) == ([], boot_id)
+
+
+def test_a_guest_that_was_away_when_the_run_died_is_told_of_and_can_be_worked_on_there(
+    run: Run, hypervisor: FakeHypervisor, leased: FakeDomain, store: Store, there: FakeHypervisor
+) -> None:
+    leased.add_snapshot("mine", "my own")
+    with pytest.MonkeyPatch.context() as patch, killed_in(_migrate._Journey, "_return"):
+        patch.setattr(_kept, "tell_again", lambda _domain: None)  # what was killed tidies up nothing
+        migrate(run, come_back=True)
+    assert (hypervisor.domains(), there.domain("web1").snapshots()) == ([], [])
+    assert run("domain_info", names=["web1"])["evidence"]["moved_to"] == URI
+    assert steps(store, leased) == [("restart", "open", "run-a")]
+    store.path(leased.uuid).unlink()  # as on the other hypervisor, where nothing is on record
+    with _lease.working(there, there.domain("web1"), None, check=True):
+        assert there.domain("web1").snapshots() == []
+    with _lease.working(there, there.domain("web1"), None, check=False):
+        assert [found.name for found in there.domain("web1").snapshots()] == ["mine"]
+
+
+def test_a_guest_that_is_off_since_a_migration_was_cut_off_is_started_by_nobody(
+    run: Run, leased: FakeDomain, store: Store, there: FakeHypervisor
+) -> None:
+    """It may have left, and run elsewhere on the same disks."""
+    with killed_in(leased, "migrate"):
+        migrate(run)
+    leased.go_off()
+    assert not record_of(store, leased).shut_down_by_us
+    take(run, "b")
+    for strategy in ("migrate", "save_restore", "power_cycle", "auto"):
+        assert migrate(run, "b", strategy=strategy)["error_code"] == "domain_unsafe"
+    [info] = run("domain_info", names=["web1"])["domains"]
+    assert info["run"]["went_to"] == URI
+    work: list[tuple[str, dict[str, Any]]] = [
+        ("domain_power", {"state": "started"}),
+        ("guest_repair", {"repairs": ["fsck"]}),
+        ("domain_snapshot", {}),
+        ("domain_rollback", {"snapshot": "mine"}),
+    ]
+    for module, options in work:
+        for check in (True, False):
+            refused = run(module, name="web1", run="run-b", **options, check=check)
+            assert (refused["error_code"], refused["evidence"]["moved_to"]) == ("domain_unsafe", URI), module
+            assert f"virsh -c {URI} list --all" in refused["remedy"]
+    assert leased.state() is DomainState.SHUT_OFF
+    assert there.domains() == []
+
+
+def test_where_a_guest_may_have_gone_stays_known_to_the_runs_after_one_that_has_failed(
+    run: Run, leased: FakeDomain, there: FakeHypervisor
+) -> None:
+    with killed_in(leased, "migrate"):
+        migrate(run)
+    leased.go_off()
+    take(run, "b")
+    run("guest_lease", name="web1", run="run-b", state="absent", outcome="failed")
+    take(run, "c")
+    assert run("domain_power", name="web1", state="started", run="run-c")["error_code"] == "domain_unsafe"
+    leased.start()
+    assert run("domain_power", name="web1", state="started", run="run-c")["changed"] is False
+    assert there.domains() == []
+
+
+def test_a_migration_that_cannot_come_back_is_on_record_with_where_the_guest_is(
+    run: Run, leased: FakeDomain, store: Store, there: FakeHypervisor
+) -> None:
+    there.faults_on_arrival["migrate"] = libvirt_failed("no")
+    refused = migrate(run, come_back=True)
+    assert (refused["error_code"], refused["evidence"]["moved_to"]) == ("migrated_away", URI)
+    assert steps(store, leased) == [("restart", "failed", "run-a")]
+    assert record_of(store, leased).went_to == URI
+
+
+@pytest.mark.usefixtures("leased", "there")
+def test_what_a_guest_would_leave_behind_is_foreseen(run: Run) -> None:
+    for back in (True, False):
+        predicted = migrate(run, storage="copy", come_back=back, check=True)
+        assert bool(predicted["migration"]["left_behind"]) is not back
+    assert migrate(run, storage="copy")["migration"] == predicted["migration"]
+
+
+def auto(run: Run, **options: Any) -> dict[str, Any]:
+    return migrate(run, strategy="auto", **options)
+
+
+@pytest.mark.usefixtures("there")
+def test_a_migration_is_the_gentlest_of_all(run: Run, leased: FakeDomain) -> None:
+    assert (auto(run, check=True)["strategy"], auto(run)["strategy"]) == ("migrate", "migrate")
+    assert "save" not in leased.changes
+
+
+@pytest.mark.usefixtures("leased")
+def test_where_no_destination_is_open_the_guest_is_saved(run: Run, there: FakeHypervisor) -> None:
+    there.available = 0
+    for check in (True, False):
+        told = auto(run, check=check)
+        assert (told["strategy"], list(told["closed"])) == ("save_restore", ["migrate"])
+        assert "MiB are free" in told["closed"]["migrate"]
+
+
+def test_a_migration_that_fails_is_made_up_for_by_the_next_strategy(
+    run: Run, leased: FakeDomain, store: Store, there: FakeHypervisor
+) -> None:
+    leased.migration_takes = 601
+    leased.save_takes = 301
+    told = auto(run)
+    assert (told["strategy"], list(told["closed"])) == ("power_cycle", ["migrate", "save_restore"])
+    assert "was not migrated" in told["closed"]["migrate"]
+    assert steps(store, leased) == [("restart", status, "run-a") for status in ("failed", "failed", "done")]
+    assert there.domains() == []
+
+
+def test_without_destinations_no_migration_is_thought_of(run: Run, leased: FakeDomain) -> None:
+    told = auto(run, destinations=[])
+    assert (told["strategy"], told["closed"], leased.changes[0]) == ("save_restore", {}, "save")
+
+
+@pytest.mark.usefixtures("leased")
+def test_a_migration_that_is_wanted_needs_a_destination(run: Run) -> None:
+    refused = migrate(run, destinations=[])
+    assert (refused["error_code"], "no destination is given" in refused["msg"]) == ("migration_impossible", True)
