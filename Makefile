@@ -10,6 +10,7 @@ PARALLEL ?= 3
 venv := $(CURDIR)/build/venv
 python := $(venv)/bin/python
 collection := build/collections/ansible_collections/kvm/fleet
+on_guests := $(python) -m pytest tests/integration
 
 # Tools look for Ansible in PATH, and Ansible for collections in its own path. Ansible's home is the place where
 # ansible-lint and molecule would install a copy of this collection, which they leave if a link to it is there.
@@ -41,6 +42,10 @@ lint: deps ## linters and types: ruff, mypy, vermin, shellcheck, ansible-lint
 
 .PHONY: unit
 unit: deps ## unit tests, without libvirt
+	$(python) -m pytest --numprocesses=$(PARALLEL) tests/unit
+
+.PHONY: coverage
+coverage: deps ## which lines of the collection the unit tests leave out
 	$(python) -m pytest --numprocesses=$(PARALLEL) --cov=plugins tests/unit
 
 .PHONY: sanity
@@ -49,8 +54,12 @@ sanity: deps ## ansible-test sanity
 
 .PHONY: integration
 integration: deps ## integration tests, on guests of the lab
-	$(python) -m pytest --numprocesses=$(PARALLEL) --dist=loadfile -m 'not alone' tests/integration
-	$(python) -m pytest -m alone tests/integration
+	$(on_guests) --numprocesses=$(PARALLEL) --dist=loadfile -m 'not alone and not thorough'
+	$(on_guests) -m alone
+
+.PHONY: thorough
+thorough: deps ## further variants of these, for what they are about and before a release
+	$(on_guests) --numprocesses=$(PARALLEL) --dist=loadfile -m thorough
 
 .PHONY: molecule
 molecule: deps ## molecule scenarios, on guests of the lab
