@@ -39,13 +39,13 @@ from ansible_collections.kvm.fleet.plugins.module_utils._errors import (
 from ansible_collections.kvm.fleet.plugins.module_utils._exec import boot_id_if_told
 from ansible_collections.kvm.fleet.plugins.module_utils._observe import Observation, observe
 from ansible_collections.kvm.fleet.plugins.module_utils._power import (
-    PING_SECONDS,
     Migration,
     PowerOptions,
     PowerReport,
     Step,
     Strategy,
 )
+from ansible_collections.kvm.fleet.plugins.module_utils._power_steps import PING_SECONDS
 
 SETTLE_SECONDS = 60
 """How long libvirt may take to have a guest run on where it was."""

@@ -10,7 +10,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from datetime import datetime, timezone
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _destination, _external, _job, _migrate, _power, _save
+from ansible_collections.kvm.fleet.plugins.module_utils import (
+    _destination,
+    _external,
+    _job,
+    _migrate,
+    _power,
+    _power_steps,
+    _save,
+)
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import Deadline, ticks, timestamp
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import (
@@ -162,7 +170,7 @@ def _restart(
                 moved=lambda: recorder.note(StepName.RESTART, {MOVED: True}),
             )
         else:
-            report = _power.apply(
+            report = _power_steps.apply(
                 hypervisor,
                 domain,
                 steps,
@@ -197,7 +205,7 @@ def _require_open(
     recorder: Recorder,
 ) -> str | None:
     """Raise what would make the steps fail, before the first of them. Returns where the guest is to be migrated to."""
-    _power.check(hypervisor, domain, steps, options)
+    _power_steps.check(hypervisor, domain, steps, options)
     if Step.SHUT_DOWN in steps:
         _require_no_upgrade(hypervisor, domain, recorder)
     if Step.SAVE in steps:
@@ -292,7 +300,7 @@ def cycle(
     steps = _power.plan(observed, wanted, options)
     begun: Begun | None = None
     if agent_answers:
-        _power.check(hypervisor, domain, steps, options)
+        _power_steps.check(hypervisor, domain, steps, options)
     elif Step.SHUT_DOWN in steps:
         # As of a restart that was cut off: nobody may be able to ask this guest for its boot id any more.
         process = observed.process
@@ -306,7 +314,7 @@ def cycle(
             recorder.note(StepName.RESTART, {STARTED: True})
 
     with recorder.failing(StepName.RESTART):
-        report = _power.apply(
+        report = _power_steps.apply(
             hypervisor,
             domain,
             steps,
@@ -327,7 +335,7 @@ def see_that_it_can_be_off(
 ) -> None:
     """Raise what ``cycle`` would raise before it asks a guest to shut down. Changes nothing."""
     steps = _power.plan(observed, PowerState.RESTARTED, options)
-    _power.check(hypervisor, domain, steps, options)
+    _power_steps.check(hypervisor, domain, steps, options)
     _require_no_upgrade(hypervisor, domain, recorder)
     _see_what_is_left(hypervisor, domain, recorder, steps, check=True)
 
@@ -347,7 +355,7 @@ def stop(
     it to be started again. Raises UpgradeRunning.
     """
     steps = _power.plan(observed, PowerState.STOPPED, options)
-    _power.check(hypervisor, domain, steps, options)
+    _power_steps.check(hypervisor, domain, steps, options)
     warnings = see_no_upgrade(hypervisor, domain, recorder) if steps else []
     _see_what_is_left(hypervisor, domain, recorder, steps, check=check)
     if check:
@@ -355,7 +363,7 @@ def stop(
     boot = recorder.now().boot_id
 
     with recorder.failing(StepName.RESTART):
-        report = _power.apply(hypervisor, domain, steps, options, intend=_begin_on_record(recorder, boot))
+        report = _power_steps.apply(hypervisor, domain, steps, options, intend=_begin_on_record(recorder, boot))
     report.warnings = warnings
     return steps, report
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime, timezone
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _power, _save, _snapshot
+from ansible_collections.kvm.fleet.plugins.module_utils import _power_steps, _save, _snapshot
 from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
 from ansible_collections.kvm.fleet.plugins.module_utils._clock import timestamp
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import (
@@ -210,7 +210,7 @@ def loss(hypervisor: Hypervisor, domain: Domain, observed: Observation, snapshot
 
 
 def _apply(hypervisor: Hypervisor, domain: Domain, steps: tuple[Step, ...], options: RollbackOptions) -> PowerReport:
-    return _power.apply(hypervisor, domain, steps, PowerOptions(agent_timeout=options.agent_timeout))
+    return _power_steps.apply(hypervisor, domain, steps, PowerOptions(agent_timeout=options.agent_timeout))
 
 
 def _failed_units(agent: GuestAgent, timeout: float) -> tuple[str, ...] | None:

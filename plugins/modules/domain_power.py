@@ -334,7 +334,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _power, _restart, _results
+from ansible_collections.kvm.fleet.plugins.module_utils import _power, _power_steps, _restart, _results
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import ACTIVE_STATES, ShutdownMethod, Storage
 from ansible_collections.kvm.fleet.plugins.module_utils._lease import working
 from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtHypervisor
@@ -403,8 +403,8 @@ def main() -> None:
                 steps, report = _restart.stop(hypervisor, domain, observed, options, recorder, check=module.check_mode)
             else:
                 steps = _power.plan(observed, wanted, options)
-                _power.check(hypervisor, domain, steps, options)
-                report = PowerReport() if module.check_mode else _power.apply(hypervisor, domain, steps, options)
+                _power_steps.check(hypervisor, domain, steps, options)
+                report = PowerReport() if module.check_mode else _power_steps.apply(hypervisor, domain, steps, options)
         return {
             "changed": not (DOWN | UP).isdisjoint(steps),
             "restarted": wanted is PowerState.RESTARTED,

@@ -57,6 +57,7 @@ PURE = [
     "module_utils/_policy_here.py",
     "module_utils/_policy_ways.py",
     "module_utils/_power.py",
+    "module_utils/_power_steps.py",
     "module_utils/_proc.py",
     "module_utils/_prune.py",
     "module_utils/_qemu_img.py",

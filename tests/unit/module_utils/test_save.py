@@ -32,10 +32,9 @@ from ansible_collections.kvm.fleet.plugins.module_utils._power import (
     PowerState,
     Step,
     Strategy,
-    apply,
-    check,
     plan,
 )
+from ansible_collections.kvm.fleet.plugins.module_utils._power_steps import apply, check
 from ansible_collections.kvm.fleet.plugins.module_utils._save import (
     RESERVE_BYTES,
     ClockReport,
