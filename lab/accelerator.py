@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 from lab.errors import CommandFailed
@@ -38,7 +39,10 @@ def choose(image: Image) -> str:
     verdict = "kvm" if KVM.exists() and may_open_kvm() and _boots(image) else "qemu"
     say("KVM boots a guest" if verdict == "kvm" else "KVM boots no guest here: emulating")
     STATE.mkdir(mode=0o755, parents=True, exist_ok=True)
-    VERDICT.write_text(json.dumps({"asked": asked, "verdict": verdict}), encoding="utf-8")
+    # Others may read it at this moment.
+    new = VERDICT.with_name(f"{VERDICT.name}.{os.getpid()}")
+    new.write_text(json.dumps({"asked": asked, "verdict": verdict}), encoding="utf-8")
+    new.rename(VERDICT)
     return verdict
 
 

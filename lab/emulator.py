@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 
+NEW = ".dpkg-new"
+"""How the name of a copy that is being written ends."""
+
+
 def install(copy: Path) -> None:
     """Put a copy in place, or renew it when the host's QEMU was upgraded."""
     if not copy.exists() or not filecmp.cmp(INSTALLED_EMULATOR, copy, shallow=False):
@@ -27,9 +31,15 @@ def replace(copy: Path) -> None:
 
     Every guest that runs it is from then on on a deleted binary: it has drifted.
     """
-    new = copy.with_name(f"{copy.name}.dpkg-new")
+    new = copy.with_name(f"{copy.name}{NEW}")
     shutil.copy2(INSTALLED_EMULATOR, new)
     new.rename(copy)
+
+
+def remove(copy: Path) -> None:
+    """Take a copy away, with one that was being written when somebody died."""
+    for path in (copy, copy.with_name(f"{copy.name}{NEW}")):
+        path.unlink(missing_ok=True)
 
 
 def remove_all() -> None:

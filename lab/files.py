@@ -54,7 +54,7 @@ def provide(place: Place, spec: GuestSpec, uuid: str, image: Image) -> None:
 def remove(place: Place, uuid: str) -> None:
     """Remove what `provide` made, and what the collection has noted of its runs on the guest."""
     shutil.rmtree(place.guest_directory(uuid), ignore_errors=True)
-    place.found(place.private_emulator(uuid)).unlink(missing_ok=True)
+    emulator.remove(place.found(place.private_emulator(uuid)))
     place.found(place.own_disk_path(uuid)).unlink(missing_ok=True)
     place.run_record(uuid).unlink(missing_ok=True)
     place.run_record(uuid).with_suffix(".lock").unlink(missing_ok=True)

@@ -145,7 +145,8 @@ class Hypervisor:
 
     def lose_power(self) -> None:
         """End all that runs on it, guests included, without goodbye."""
-        if self.network.has(self.index):
+        # That of one that is off is gone, or goes at any moment.
+        if self.view.first() is not None and self.network.has(self.index):
             self.network.pull(self.index)
         self.view.close()
 

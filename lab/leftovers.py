@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lab import files
+from lab import emulator, files
 from lab.guests import lab_guests
 from lab.process import executable, option_of, running_with
 from lab.progress import say
@@ -32,9 +32,11 @@ def remove(connection: Connection) -> None:
 
 def files_without_domain(connection: Connection) -> list[str]:
     """UUIDs that name files and no domain."""
-    guests, emulator = connection.place.guests, connection.place.emulator
+    guests, own = connection.place.guests, connection.place.emulator
     directories = [entry.name for entry in guests.iterdir()] if guests.exists() else []
-    copies = [copy.name.removeprefix(f"{emulator.name}-") for copy in emulator.parent.glob(f"{emulator.name}-*")]
+    copies = [
+        copy.name.removeprefix(f"{own.name}-").removesuffix(emulator.NEW) for copy in own.parent.glob(f"{own.name}-*")
+    ]
     return sorted({*directories, *copies} - _known_uuids(connection))
 
 

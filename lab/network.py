@@ -71,8 +71,8 @@ class Network:
     def plug(self, index: int, first: Process, within: Sequence[str]) -> None:
         """Give a hypervisor its cable. `first` is the first process of its view, `within` leads there."""
         cable = self.cable(index)
-        if self.has(index):  # of a view that is no more; the kernel takes its time
-            _ip("link", "delete", cable)
+        if self.has(index):  # of a view that is no more
+            _take_away(cable)
         card = ("name", "eth0", "address", self.hardware_address(index), "netns", str(first.pid))
         _ip("link", "add", cable, "type", "veth", "peer", *card)
         _ip("link", "set", cable, "master", self.bridge, "up")
@@ -96,8 +96,7 @@ class Network:
     def remove(self) -> None:
         """Take the bridge and all cables away."""
         for name in self._links():
-            # A cable may go by itself meanwhile, with the view that it led to: ip misses it (1), or the kernel (2).
-            _ip("link", "delete", name, accept=(0, 1, 2))
+            _take_away(name)
         left = self._links()
         if left:
             raise LabError(f"{', '.join(left)} could not be removed", f"see why: ip link delete {left[0]}")
@@ -105,6 +104,12 @@ class Network:
     def _links(self) -> list[str]:
         names = [entry.name for entry in LINKS.iterdir()]
         return [name for name in names if name == self.bridge or name.startswith(f"kfl{self.number}h")]
+
+
+def _take_away(name: str) -> None:
+    # A cable goes by itself with the view that it led to, if late, and perhaps just now: ip misses it (1), or the
+    # kernel does (2).
+    _ip("link", "delete", name, accept=(0, 1, 2))
 
 
 def _ip(*words: str, within: Sequence[str] = (), accept: Sequence[int] = (0,)) -> None:

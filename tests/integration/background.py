@@ -19,7 +19,7 @@ from lab.errors import AgentFailed
 from tests.integration.runs import HYPERVISORS, command
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
     from lab.guests import Guest
 
@@ -52,10 +52,19 @@ def kill(controller: subprocess.Popen[bytes]) -> None:
     No process group has them all: since 2.19, Ansible's workers lead sessions of their own.
     """
     if controller.poll() is None:
-        for pid in [controller.pid, *_descendants(controller.pid)]:
-            with suppress(ProcessLookupError):
-                os.kill(pid, signal.SIGKILL)
+        # Stopped first, until no new one is found: who goes on may start another that nobody has seen.
+        stopped: set[int] = set()
+        while found := {controller.pid, *_descendants(controller.pid)} - stopped:
+            _send(signal.SIGSTOP, found)
+            stopped |= found
+        _send(signal.SIGKILL, stopped)
         controller.wait()
+
+
+def _send(sent: signal.Signals, pids: Iterable[int]) -> None:
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, sent)
 
 
 def _descendants(pid: int) -> list[int]:

@@ -101,6 +101,7 @@ def reachable(lab: Session, tmp_path_factory: pytest.TempPathFactory) -> Iterato
             "ansible_user": "root",
             "ansible_ssh_private_key_file": str(guest.ssh_key),
             "ansible_pipelining": True,
+            "ansible_timeout": 60,  # an emulated processor takes its time to exchange keys
             "ansible_ssh_common_args": UNCHECKED,
             "ansible_python_interpreter": "/usr/bin/python3",
         }

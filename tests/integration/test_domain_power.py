@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 import libvirt
 import pytest
 
+from lab.clock import wait_until
+from lab.guests import READY_WITHIN_S
 from tests.integration.proof import stop_agent
 from tests.integration.runs import difference, module, refusal
 
@@ -56,7 +58,7 @@ def test_stop_and_start_check_real_again(pristine_guest: Guest) -> None:
     second = guest.process()
     assert second is not None
     assert (result["changed"], result["after"]["pid"]) == (True, second.pid)
-    assert guest.answers()
+    assert wait_until(guest.answers, READY_WITHIN_S)
     assert guest.boot_id() != boot_id
 
     result = power("started", guest)
@@ -92,7 +94,7 @@ def test_a_guest_that_ignores_the_power_button_is_left_running(pristine_guest: G
     assert result["evidence"]["forced"] is False
     assert "virsh destroy" in result["remedy"]
     assert pristine_guest.process() == before
-    assert pristine_guest.answers()
+    assert wait_until(pristine_guest.answers, READY_WITHIN_S)
 
 
 def test_force_ends_it_and_says_so(pristine_guest: Guest) -> None:

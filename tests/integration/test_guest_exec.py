@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from lab.clock import wait_until
+from lab.guests import READY_WITHIN_S
 from tests.integration.proof import stop_agent
 from tests.integration.runs import module, refusal
 
@@ -125,7 +127,7 @@ def test_twenty_megabytes_of_output_do_not_break_the_agent(shared_guest: Guest) 
     assert result["rc"] == 0
     assert (result["stdout"], result["stdout_truncated"]) == ("x" * 1_500_000, True)
     assert (result["stderr"], result["stderr_truncated"]) == ("y" * 1_500_000, True)
-    assert shared_guest.answers()
+    assert wait_until(shared_guest.answers, READY_WITHIN_S)
 
 
 def test_a_background_child_does_not_keep_a_command_from_ending(shared_guest: Guest) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from lab.clock import wait_until
+from lab.guests import READY_WITHIN_S
 from lab.packages import REPACKED_SUFFIX
 from tests.integration import background
 from tests.integration.proof import SILENT_WITHIN_S, make_fresh, remove_agent, wait_until_booted
@@ -45,7 +46,7 @@ def test_guests_get_their_channel_as_they_run_or_by_a_restart_and_their_agents_a
     assert [run.records[name]["outcome"] for name in names] == ["changed", "restarted"]
     assert [run.records[name]["agent"] for name in names] == ["answering"] * 2
     assert [run.records[name]["installed"] for name in names] == [""] * 2
-    assert all(guest.answers() for guest in guests)
+    assert all(wait_until(guest.answers, READY_WITHIN_S) for guest in guests)
     assert plugged.process() == processes[0]
     assert restarted.process() not in (None, processes[1])
     assert run.paragraph(plugged.name)[1:4] == ["  Agent's channel: added", "  Restarted: no", "  Agent: answering"]
@@ -149,6 +150,7 @@ def test_an_agent_that_was_removed_is_installed_in_the_image_where_ssh_is_not_op
     variables = {"agent_ways": ["ssh", "offline"], "agent_probe_timeout": 1}
     with repository_of(guest, tmp_path / "repository") as served:
         guest.write_file("/etc/apt/sources.list.d/lab.list", f"deb [trusted=yes] {served.address} ./\n".encode())
+        guest.offer_newer_agent(offered=False)
         guest.output("/bin/rm", "--recursive", "/srv/lab")
         remove_agent(guest)
         process = guest.process()

@@ -180,7 +180,7 @@ def test_a_watch_that_hears_that_all_is_well_does_nothing(guest: Guest) -> None:
 
 
 def test_a_snapshot_that_takes_too_long_is_given_up_for_the_guest(guest: Guest) -> None:
-    with _quiesce.watching(guest.connect, "web1", patience=0.1) as watch:
+    with _quiesce.watching(guest.connect, "web1", patience=1) as watch:
         guest.ice.touch()
         assert thawed(guest)
     assert watch.lost_patience is True
