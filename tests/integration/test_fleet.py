@@ -105,6 +105,10 @@ def test_what_cannot_be_planned_is_refused_before_anything_starts(fleet: Fleet, 
     run = playbook("restart", guests=["all"], variables={"fleet_pause": "soon"}, inventory=fleet.inventory)
     assert run.exit_code != 0
     assert "fleet_pause: 'soon' is no number of seconds" in run.output
+    variables = {"fleet_max_fail_percentage": 250}
+    run = playbook("restart", guests=["all"], variables=variables, inventory=fleet.inventory)
+    assert run.exit_code != 0
+    assert "fleet_max_fail_percentage: '250' is no percentage from 0 to 100" in run.output
     assert fleet.processes == before
 
 
