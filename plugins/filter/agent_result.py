@@ -22,23 +22,13 @@ options:
       - C(intervening) tells whether anything may have been changed, C(installed) whether the package was installed.
     type: dict
     required: true
-  guest:
-    description: The guest's C(name), C(hypervisor), C(uri) and C(domain), and the id of the C(run).
-    type: dict
-    required: true
-  started:
-    description: When work on the guest began, in seconds since the epoch.
-    type: float
-    required: true
-  check_mode:
-    description: Whether everything was only predicted.
-    type: bool
-    default: false
   failure:
     description:
       - The name of the task that failed, as C(task), its C(result), and whether that is C(hidden), as by C(no_log).
         Under C(start), what came of the guest's start after it, if it had been shut down.
     type: dict
+extends_documentation_fragment:
+  - kvm.fleet.result
 """
 
 EXAMPLES = r"""
@@ -109,21 +99,12 @@ _value:
       type: dict
 """
 
-import time
-from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.kvm.fleet.plugins.plugin_utils._reach import make_result
+from ansible_collections.kvm.fleet.plugins.plugin_utils._result import result_filter
 
-
-def result(
-    taken: Mapping[str, Any],
-    guest: Mapping[str, Any],
-    started: float,
-    check_mode: bool = False,
-    failure: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    return make_result(guest, taken, duration=time.time() - float(started), check_mode=check_mode, failed=failure)
+result = result_filter(make_result)
 
 
 class FilterModule:

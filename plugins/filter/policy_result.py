@@ -28,18 +28,8 @@ options:
         C(rpcs).
     type: dict
     required: true
-  started:
-    description: When work on the guest began, in seconds since the epoch.
-    type: float
-    required: true
-  check_mode:
-    description: Whether everything was only predicted.
-    type: bool
-    default: false
-  failure:
-    description:
-      - The name of the task that failed, as C(task), its C(result), and whether that is C(hidden), as by C(no_log).
-    type: dict
+extends_documentation_fragment:
+  - kvm.fleet.result
 """
 
 EXAMPLES = r"""
@@ -110,23 +100,12 @@ _value:
       type: dict
 """
 
-import time
-from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.kvm.fleet.plugins.plugin_utils._agent_policy import make_policy_result
+from ansible_collections.kvm.fleet.plugins.plugin_utils._result import result_filter
 
-
-def result(
-    taken: Mapping[str, Any],
-    guest: Mapping[str, Any],
-    started: str | float,
-    check_mode: bool = False,
-    failure: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    return make_policy_result(
-        guest, taken, duration=time.time() - float(started), check_mode=check_mode, failure=failure
-    )
+result = result_filter(make_policy_result)
 
 
 class FilterModule:

@@ -17,21 +17,8 @@ options:
     description: What M(kvm.fleet.domain_snapshot_prune) returned.
     type: dict
     required: true
-  guest:
-    description: The guest's C(name), C(hypervisor), C(uri) and C(domain), and the id of the C(run).
-    type: dict
-    required: true
-  started:
-    description: When work on the guest began, in seconds since the epoch.
-    type: float
-    required: true
-  check_mode:
-    description: Whether everything was only predicted.
-    type: bool
-    default: false
-  failure:
-    description: The name of the task that failed, as C(task), and its C(result).
-    type: dict
+extends_documentation_fragment:
+  - kvm.fleet.result
 """
 
 EXAMPLES = r"""
@@ -51,21 +38,12 @@ _value:
   type: dict
 """
 
-import time
-from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.kvm.fleet.plugins.plugin_utils._prune import make_prune_result
+from ansible_collections.kvm.fleet.plugins.plugin_utils._result import result_filter
 
-
-def result(
-    done: Mapping[str, Any],
-    guest: Mapping[str, Any],
-    started: float,
-    check_mode: bool = False,
-    failure: Mapping[str, Any] | None = None,
-) -> dict[str, Any]:
-    return make_prune_result(guest, done, duration=time.time() - float(started), check_mode=check_mode, failure=failure)
+result = result_filter(make_prune_result)
 
 
 class FilterModule:

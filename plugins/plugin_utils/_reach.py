@@ -155,13 +155,13 @@ class AgentResult(Result):
 
 
 def make_result(
-    guest: Facts, taken: Mapping[str, Any], *, duration: float, check_mode: bool, failed: Facts | None = None
+    guest: Facts, taken: Mapping[str, Any], *, duration: float, check_mode: bool, failure: Facts | None = None
 ) -> dict[str, Any]:
     """Put together what the steps returned.
 
     ``guest`` has run, name, hypervisor, uri and domain; ``taken`` has what the steps registered under lease, channel,
     brought_back, stopped, power, proof and plan, as far as they came, and under intervening and installed whether it
-    came to that. ``failed`` is the failed task's name and result, if one failed.
+    came to that. ``failure`` is the failed task's name and result, if one failed.
     """
     channel, proof, lease = (taken.get(step) or {} for step in ("channel", "proof", "lease"))
     back, stopped, power = (taken.get(step) or {} for step in ("brought_back", "stopped", "power"))
@@ -169,14 +169,14 @@ def make_result(
     to_start = check_mode and "shut_down" in (stopped.get("steps") or [])
     restarted = to_start or _restarted(back) or _restarted(power)
     installed = (taken.get("plan") or {}).get("install", "") if taken.get("installed") else ""
-    if failed:
+    if failure:
         outcome = "failed" if taken.get("intervening") else "refused"
     elif restarted:
         outcome = "restarted"
     else:
         outcome = "changed" if channel.get("changed") or installed else "unchanged"
     return AgentResult(
-        **told_of_any(guest, lease, duration=duration, check_mode=check_mode, failure=failed),
+        **told_of_any(guest, lease, duration=duration, check_mode=check_mode, failure=failure),
         outcome=outcome,
         channel={part: channel[part] for part in ("persistent", "live") if part in channel},
         installed=installed,

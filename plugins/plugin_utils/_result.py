@@ -6,7 +6,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -63,6 +64,17 @@ def told_of_any(
         "duration": round(duration, 1),
         "error": describe_failure(failure) if failure else None,
     }
+
+
+def result_filter(make: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """The filter by which a role has its result made. Work on the guest has ``started`` in seconds since the epoch."""
+
+    def result(
+        taken: Facts, guest: Facts, started: str | float, check_mode: bool = False, failure: Facts | None = None
+    ) -> dict[str, Any]:
+        return make(guest, taken, duration=time.time() - float(started), check_mode=check_mode, failure=failure)
+
+    return result
 
 
 def gone_on_with(lease: Facts) -> dict[str, Any] | None:

@@ -16,7 +16,6 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.kvm.fleet.plugins.doc_fragments.hypervisor import ModuleDocFragment
 from ansible_collections.kvm.fleet.plugins.module_utils import _errors
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError
 from ansible_collections.kvm.fleet.plugins.plugin_utils import _events
@@ -120,10 +119,18 @@ def argument_spec(module: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any
 def documentation(module: str) -> dict[str, Any]:
     imported = importlib.import_module(f"ansible_collections.kvm.fleet.plugins.modules.{module}")
     documented: dict[str, Any] = yaml.safe_load(imported.DOCUMENTATION)
-    for fragment in documented["extends_documentation_fragment"]:
-        part = fragment.removeprefix("kvm.fleet.hypervisor").removeprefix(".").upper() or "DOCUMENTATION"
-        documented["options"].update(yaml.safe_load(getattr(ModuleDocFragment, part))["options"])
+    documented["options"].update(shared_options(documented))
     return documented
+
+
+def shared_options(documented: dict[str, Any]) -> dict[str, Any]:
+    """The options that come from fragments, of which a name has the file and, after a dot, the part."""
+    options = {}
+    for fragment in documented.get("extends_documentation_fragment", []):
+        file, _dot, part = fragment.removeprefix("kvm.fleet.").partition(".")
+        imported = importlib.import_module(f"ansible_collections.kvm.fleet.plugins.doc_fragments.{file}")
+        options.update(yaml.safe_load(getattr(imported.ModuleDocFragment, part.upper() or "DOCUMENTATION"))["options"])
+    return options
 
 
 FACTS = ("type", "elements", "default", "choices", "required")
@@ -167,7 +174,8 @@ def test_a_filter_takes_the_options_that_it_documents(name: str) -> None:
     documented = yaml.safe_load(imported.DOCUMENTATION)
     arguments = list(inspect.signature(function).parameters)
     assert (offered, documented["name"]) == (name, name)
-    assert arguments[1:] == [option for option in documented["options"] if option != "_input"]
+    options = {**shared_options(documented), **documented["options"]}
+    assert arguments[1:] == [option for option in options if option != "_input"]
 
 
 # --- events --------------------------------------------------------------------------------------

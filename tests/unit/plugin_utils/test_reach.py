@@ -143,7 +143,7 @@ def test_a_refusal_says_of_each_way_why_it_is_closed() -> None:
 
 
 def result(taken: dict[str, Any], failed: dict[str, Any] | None = None, *, check_mode: bool = False) -> dict[str, Any]:
-    return make_result(GUEST, taken, duration=12.34, check_mode=check_mode, failed=failed)
+    return make_result(GUEST, taken, duration=12.34, check_mode=check_mode, failure=failed)
 
 
 RESTARTED = {"restarted": True, "forced": False, "steps": ["shut_down", "start"]}
