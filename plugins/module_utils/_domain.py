@@ -62,7 +62,8 @@ class Layer:
     file: str
 
 
-RAMLESS_STATES = frozenset({"shutoff", "disk-snapshot"})
+_OFF_STATE = "shutoff"
+RAMLESS_STATES = frozenset({_OFF_STATE, "disk-snapshot"})
 """What libvirt calls the state of a snapshot that has no RAM."""
 
 
@@ -87,6 +88,11 @@ class SnapshotRecord:
     def has_ram(self) -> bool:
         """Whether the guest goes on where it was when it is reverted to, rather than boots."""
         return self.state not in RAMLESS_STATES
+
+    @property
+    def was_off(self) -> bool:
+        """Whether the guest was off when it was made, so that no process of then can still run."""
+        return self.state == _OFF_STATE
 
 
 @dataclass(frozen=True)

@@ -205,7 +205,9 @@ def loss(hypervisor: Hypervisor, domain: Domain, observed: Observation, snapshot
     made = datetime.fromtimestamp(snapshot.created, timezone.utc)
     seconds = max(0, int((hypervisor.clock.now() - made).total_seconds()))
     process = observed.process
-    counted = process is not None and process.started > made
+    # The kernel tells its own start in whole seconds, and so libvirt the snapshot's: the two times say nothing of a
+    # guest that was started in the second after it.
+    counted = process is not None and (snapshot.was_off or process.started > made)
     return Loss(timestamp(made), seconds, domain.written_bytes() if counted else None)
 
 

@@ -127,6 +127,18 @@ def test_what_a_process_has_written_that_is_older_than_the_snapshot_does_not_cou
         assert loss(hypervisor, live, looked, snapshot).written == written
 
 
+def test_all_counts_that_was_written_since_a_snapshot_of_a_guest_that_was_off(
+    hypervisor: FakeHypervisor, offline: FakeDomain
+) -> None:
+    """libvirt and the kernel tell whole seconds, so a process may seem to be older than it."""
+    offline.written = 70 << 20
+    observed = observe(hypervisor, offline)
+    [snapshot] = observed.own_snapshots
+    assert observed.process is not None
+    looked = replace(observed, process=replace(observed.process, started=START - timedelta(seconds=1)))
+    assert loss(hypervisor, offline, looked, snapshot).written == 70 << 20
+
+
 def test_a_guest_without_an_agent_is_rolled_back_all_the_same(run: Run, live: FakeDomain) -> None:
     live.agent_channel = False
     done = back(run, agent_timeout=0)
