@@ -105,11 +105,28 @@ def test_the_summary_counts_drift_that_remains_as_not_resolved(ran: Ran) -> None
     assert "  QEMU drift: remains" in ran.run.paragraph(CAUTIOUS)
 
 
+def test_tags_choose_what_is_done(pair: Pair) -> None:
+    guest = pair.plain
+    make_fresh(guest, drifted=True)
+    before = look(guest)
+
+    mistyped = playbook("upgrade", "--tags", "package", guests=[guest.name])
+    assert mistyped.exit_code != 0
+    assert f"nothing to do. Nothing was done to {guest.name}" in mistyped.output
+
+    run = playbook("upgrade", "--skip-tags", "packages,restart", guests=[guest.name])
+    assert run.exit_code == 0, run.output
+    assert run.records[guest.name]["snapshot"] is not None
+    after = look(guest)
+    assert after.snapshots == (run.records[guest.name]["snapshot"],)
+    assert (after.process, after.boot_id, after.packages) == (before.process, before.boot_id, before.packages)
+
+
 def test_restart_playbook_leaves_packages_alone(pair: Pair) -> None:
     guest = pair.plain
     make_fresh(guest, drifted=True)
     before = look(guest)
-    run = playbook("restart", guests=[guest.name])
+    run = playbook("restart", "--tags", "restart", guests=[guest.name])
     after = look(guest)
     assert run.exit_code == 0, run.output
     assert after.process != before.process

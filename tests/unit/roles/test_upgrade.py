@@ -114,6 +114,22 @@ def test_a_guest_that_is_not_to_boot_is_not_power_cycled_for_its_snapshot(
 
 
 @pytest.mark.parametrize(
+    ("options", "wanted"),
+    [
+        ({}, [True, True, "needed"]),
+        ({"upgrade_parts": ["snapshot", "packages"]}, [True, True, "never"]),
+        ({"upgrade_parts": ["restart"], "upgrade_restart": "always"}, [False, False, "always"]),
+        ({"upgrade_snapshot": "false", "upgrade_packages": "false"}, [False, False, "needed"]),
+    ],
+)
+def test_what_is_left_out_of_the_parts_is_not_done(
+    tmp_path: Path, options: dict[str, Any], wanted: list[object]
+) -> None:
+    asked = "[upgrade_wanted_snapshot | bool, upgrade_wanted_packages | bool, upgrade_wanted_restart]"
+    assert templated(tmp_path, asked, **options) == wanted
+
+
+@pytest.mark.parametrize(
     ("foreseen", "expected"), [({}, ["two"]), ({"way": "live"}, ["two"]), ({"way": "external"}, [])]
 )
 def test_a_guest_is_not_foreseen_to_be_migrated_after_a_snapshot_that_keeps_it(
