@@ -55,6 +55,18 @@ options:
     type: list
     elements: str
     default: []
+  fleet:
+    description: >-
+      The names of all hosts in the inventory that are hypervisors or guests, whether the run is about them or not.
+    type: list
+    elements: str
+    default: []
+  locks_on:
+    description: >-
+      The host that keeps which guests of a C(kvm_group) are worked on, for all runs. Without it, each guest's
+      hypervisor does. That is refused where there is another one, or where AWX has started this run as a slice of a
+      job, since members may live elsewhere.
+    type: str
   prefix:
     description: What the names of the batches' groups begin with, before the number.
     type: str
@@ -110,8 +122,9 @@ from typing import Any
 from ansible.errors import AnsibleFilterError
 
 from ansible_collections.kvm.fleet.plugins.plugin_utils._batches import BatchError, check_number, check_sizes
-from ansible_collections.kvm.fleet.plugins.plugin_utils._plan import GROUP, make_plan, member
-from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import all_guests, failed_looks
+from ansible_collections.kvm.fleet.plugins.plugin_utils._controller import is_slice
+from ansible_collections.kvm.fleet.plugins.plugin_utils._plan import GROUP, check_locks, make_plan, member
+from ansible_collections.kvm.fleet.plugins.plugin_utils._selection import all_guests, failed_looks, place_of
 
 
 def plan_batches(
@@ -123,6 +136,8 @@ def plan_batches(
     canaries: object = 0,
     per_hypervisor: object = None,
     refused: Sequence[str] = (),
+    fleet: Sequence[str] = (),
+    locks_on: str | None = None,
     prefix: str = GROUP,
 ) -> list[dict[str, Any]]:
     everyone = list(hosts)
@@ -136,6 +151,13 @@ def plan_batches(
             refused=refused,
             unseen=bool(failed_looks(everyone, inventory)),
         )
+        if not locks_on:
+            hosts_of_fleet = [*everyone, *(inventory[name] for name in fleet)]
+            check_locks(
+                turns,
+                {place_of(host, inventory).hypervisor for host in hosts_of_fleet},
+                sliced=any(is_slice(host) for host in hosts_of_fleet),
+            )
     except BatchError as error:
         raise AnsibleFilterError(str(error)) from error
     return [

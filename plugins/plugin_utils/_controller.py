@@ -51,6 +51,16 @@ def awx_job(variables: Mapping[str, object]) -> str:
     return "" if not number else f"AWX job {number}{f' of {user}' if user else ''}"
 
 
+def is_slice(variables: Mapping[str, object]) -> bool:
+    """Whether AWX has started this run as one slice of a job.
+
+    It makes of a sliced job template a workflow, which has the template's name (JobTemplate.create_unified_job), and
+    tells each job both names (Job.awx_meta_vars), but not the number of its slice.
+    """
+    workflow = variables.get("awx_workflow_job_name")
+    return bool(workflow) and workflow == variables.get("awx_job_template_name")
+
+
 def owner_is_gone(owner: str, proc: Path = PROC) -> bool:
     """Whether the process behind an owner has ended for certain, as only its own machine can tell."""
     match = _OWNER.match(owner)

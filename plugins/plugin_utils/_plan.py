@@ -50,6 +50,26 @@ class Turn:
     at_once: int
 
 
+def check_locks(turns: Iterable[Turn], hypervisors: Collection[str], *, sliced: bool) -> None:
+    """See that all runs find out who works on a group, though nobody has said which host keeps that for all of them.
+
+    Then each guest's hypervisor does, which is one host for all members only where there is no other: neither among
+    ``hypervisors``, all that the inventory has, nor where this run is one of the slices that an inventory was dealt out
+    to. Raises BatchError elsewhere, with the names of the groups and their guests.
+    """
+    members: dict[str, list[str]] = {}
+    for turn in turns:
+        members.setdefault(turn.member_of, []).append(turn.name)
+    named = "; ".join(f"{group}: {', '.join(names)}" for group, names in sorted(members.items()) if group)
+    if not named or (len({*hypervisors}) <= 1 and not sliced):
+        return
+    where = "in another slice of this job" if sliced else f"on any of {', '.join(sorted({*hypervisors}))}"
+    raise BatchError(
+        f"fleet_locks_on: it has to name the host that keeps who works on which group ({named}), since other members "
+        f"may be {where}. Set it in the inventory, for all hosts, to one that every run reaches, such as a hypervisor"
+    )
+
+
 _FLAGS = {**dict.fromkeys(("true", "yes", "on", "1"), True), **dict.fromkeys(("false", "no", "off", "0"), False)}
 
 

@@ -117,6 +117,41 @@ def test_what_cannot_be_planned_is_an_error_of_the_filter(options: dict[str, Any
         plan_batches(["web1"], hosts, {}, **options)
 
 
+SLICE = {"awx_workflow_job_name": "restart", "awx_job_template_name": "restart"}
+
+
+@pytest.mark.parametrize(
+    ("outside", "variables", "where"),
+    [
+        (["hv2"], {}, "on any of hv1, hv2"),
+        ([], SLICE, "in another slice of this job"),
+        (["hv2"], SLICE, "in another slice of this job"),
+        ([], {}, None),
+        ([], {**SLICE, "awx_workflow_job_name": "nightly"}, None),
+    ],
+)
+def test_members_of_a_group_may_live_where_the_run_does_not_look(
+    outside: list[str], variables: dict[str, str], where: str | None
+) -> None:
+    inventory = {name: {"inventory_hostname": name, **variables} for name in ("hv1", *outside)}
+    web = {"kvm_hypervisor": "hv1", "kvm_group": "web", **variables}
+    hosts = [host(name, {"skipped": True}, **web) for name in ("web1", "web2")]
+
+    def planned(*names: str, locks_on: str | None = None) -> list[str]:
+        turns = plan_batches(
+            names, [*hosts, host("app", {}, kvm_hypervisor="hv1")], inventory, fleet=list(inventory), locks_on=locks_on
+        )
+        return [turn["name"] for turn in turns]
+
+    assert planned("web1", "web2", locks_on="hv2") == ["web1", "web2"]
+    assert planned("app") == ["app"]
+    if where is None:
+        assert planned("web1", "web2") == ["web1", "web2"]
+        return
+    with pytest.raises(AnsibleFilterError, match=rf"\Afleet_locks_on: .* \(web: web1, web2\), .* {where}\. Set it in"):
+        planned("web1", "web2", "app")
+
+
 def test_what_depends_on_a_guest_that_may_be_where_nobody_could_look_is_left_for_its_turn() -> None:
     hosts = [host("web1", UNREACHABLE, kvm_hypervisor="hv1", kvm_depends_on=["db"])]
     assert [turn["after"] for turn in plan_batches(["web1"], hosts, {})] == [["db"]]
