@@ -12,7 +12,7 @@ author:
   - Contributors to kvm.fleet (@kvm-fleet)
 description:
   - A guest is left alone when one that it depends on, or a canary, has failed, was refused, or was lost in the same
-    run.
+    run, and when the tags of the run have chosen no part of its work.
 options:
   _input:
     description: The guest's name.
@@ -21,8 +21,8 @@ options:
   inventory:
     description:
       - The variables of every host of the inventory, as C(hostvars) has them. A guest's turn, from
-        P(kvm.fleet.plan_batches#filter), is expected as its C(fleet_turn), and whether it was done as its
-        C(fleet_done).
+        P(kvm.fleet.plan_batches#filter), is expected as its C(fleet_turn), the parts of the work as its
+        C(fleet_parts), and whether it was done as its C(fleet_done).
     type: dict
     required: true
 """

@@ -257,16 +257,40 @@ def sizes_of(groups: Mapping[str, Sequence[str]], prefix: str = GROUP) -> list[i
 
 
 def held_back(name: str, inventory: Inventory) -> dict[str, Any]:
-    """The record of a guest that nobody may touch, since what it comes after was not done; empty where it was.
+    """The record of a guest that nobody may touch, since what it comes after was not done, or since the tags of the run
+    have chosen no part of the work; empty otherwise.
 
-    A host's 'fleet_turn' is its turn, and its 'fleet_done' tells whether this run has done it. What was refused has
-    neither, and may be no host at all. Named are those that this began with, not those that were held back themselves.
+    A host's 'fleet_turn' is its turn, its 'fleet_parts' are the parts, and its 'fleet_done' tells whether this run has
+    done it. What was refused has none of these, and may be no host at all. Named are those that this began with, not
+    those that were held back themselves.
     """
 
     def missing(of: str, key: str) -> list[str]:
         turn = (inventory[of].get("fleet_turn") if of in inventory else None) or {}
         return [other for other in turn.get(key, []) if not _is_done(other, inventory)]
 
+    def record(error_code: str, msg: str, remedy: str, **evidence: object) -> dict[str, Any]:
+        return {
+            "guest": name,
+            "hypervisor": inventory[name].get("kvm_hypervisor"),
+            "domain": inventory[name].get("kvm_domain"),
+            "outcome": "not_attempted",
+            "error": {
+                "error_code": error_code,
+                "msg": msg,
+                "remedy": remedy,
+                "transient": False,
+                "evidence": evidence,
+            },
+        }
+
+    if not inventory[name].get("fleet_parts"):
+        # A tag that was mistyped would else have a run do nothing, and end well.
+        return record(
+            "nothing_chosen",
+            "the tags of this run leave nothing to do",
+            "Run again without them, or with others: ansible-playbook --list-tags tells which there are.",
+        )
     after, canaries = missing(name, "after"), missing(name, "canaries")
     if not after and not canaries:
         return {}
@@ -278,19 +302,13 @@ def held_back(name: str, inventory: Inventory) -> dict[str, Any]:
         (waiting if further else causes).update(dict.fromkeys(further or [other]))
     named = ", ".join(sorted(causes))
     relation = f"it depends on {', '.join(after)}" if after else f"it comes after the canary {', '.join(canaries)}"
-    return {
-        "guest": name,
-        "hypervisor": inventory[name].get("kvm_hypervisor"),
-        "domain": inventory[name].get("kvm_domain"),
-        "outcome": "not_attempted",
-        "error": {
-            "error_code": "provider_failed" if after else "canary_failed",
-            "msg": f"{relation}, and {named} has failed, was refused or was lost in this run",
-            "remedy": f"See what became of {named}, and run again.",
-            "transient": False,
-            "evidence": {"after": after, "canaries": canaries},
-        },
-    }
+    return record(
+        "provider_failed" if after else "canary_failed",
+        f"{relation}, and {named} has failed, was refused or was lost in this run",
+        f"See what became of {named}, and run again.",
+        after=after,
+        canaries=canaries,
+    )
 
 
 def _is_done(name: str, inventory: Inventory) -> bool:

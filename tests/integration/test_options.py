@@ -112,14 +112,15 @@ def test_tags_choose_what_is_done(pair: Pair) -> None:
 
     mistyped = playbook("upgrade", "--tags", "package", guests=[guest.name])
     assert mistyped.exit_code != 0
-    assert f"nothing to do. Nothing was done to {guest.name}" in mistyped.output
+    assert mistyped.records[guest.name]["error"]["error_code"] == "nothing_chosen"
+    assert look(guest) == before
 
-    run = playbook("upgrade", "--skip-tags", "packages,restart", guests=[guest.name])
+    run = playbook("upgrade", "--tags", "packages", guests=[guest.name])
     assert run.exit_code == 0, run.output
-    assert run.records[guest.name]["snapshot"] is not None
     after = look(guest)
-    assert after.snapshots == (run.records[guest.name]["snapshot"],)
-    assert (after.process, after.boot_id, after.packages) == (before.process, before.boot_id, before.packages)
+    assert (after.process, after.boot_id, after.snapshots) == (before.process, before.boot_id, ())
+    assert after.packages != before.packages
+    assert (run.records[guest.name]["outcome"], run.records[guest.name]["drift"]) == ("upgraded", "remains")
 
 
 def test_restart_playbook_leaves_packages_alone(pair: Pair) -> None:

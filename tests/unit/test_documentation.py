@@ -230,7 +230,15 @@ DOCUMENTED = _ROW.findall((ROOT / "docs" / "errors.md").read_text(encoding="utf-
 # Met without any error of the family.
 BESIDE = {
     *("libvirt_python_missing", "hypervisor_unreachable", "drift_unknown", "guest_unhealthy"),
-    *("no_terminal", "runs_elsewhere", "task_failed", "run_ended", "provider_failed", "canary_failed"),
+    *(
+        "no_terminal",
+        "runs_elsewhere",
+        "task_failed",
+        "run_ended",
+        "provider_failed",
+        "canary_failed",
+        "nothing_chosen",
+    ),
     "rollback_unconfirmed",
 }
 

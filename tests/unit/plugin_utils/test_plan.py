@@ -319,7 +319,12 @@ def test_a_dependency_that_may_live_where_nobody_could_look_holds_back_only_what
     plan = make_plan([one.name for one in members], members, ["100%"], unseen=True)
     assert batches_of(plan) == [["db", "mail"], ["web"], ["app"]]
     hosts = {
-        turn.name: {"fleet_turn": {"after": turn.after}, "fleet_done": turn.name in ("db", "mail")} for turn in plan
+        turn.name: {
+            "fleet_turn": {"after": turn.after},
+            "fleet_parts": ["packages"],
+            "fleet_done": turn.name in ("db", "mail"),
+        }
+        for turn in plan
     }
     assert held_back("mail", hosts) == {}
     assert held_back("web", hosts)["error"]["msg"].startswith("it depends on db9, and db9 has failed")
@@ -406,6 +411,7 @@ def running(done: Iterable[str], **turns: dict[str, list[str]]) -> dict[str, dic
     return {
         name: {
             "fleet_turn": {"after": [], "canaries": [], **turn},
+            "fleet_parts": ["packages"],
             "fleet_done": name in finished,
             "kvm_hypervisor": "hv1",
             "kvm_domain": name,
@@ -427,6 +433,13 @@ def test_a_guest_whose_provider_was_not_done_is_held_back_by_its_name() -> None:
     assert (record["outcome"], record["error"]["error_code"]) == ("not_attempted", "provider_failed")
     assert record["error"]["msg"] == ("it depends on db, app, and db has failed, was refused or was lost in this run")
     assert record["error"]["remedy"] == "See what became of db, and run again."
+
+
+def test_a_guest_for_which_no_part_was_chosen_is_held_back_whatever_comes_before_it() -> None:
+    hosts = running([], db={}, web={"after": ["db"]})
+    hosts["web"]["fleet_parts"] = []
+    error = held_back("web", hosts)["error"]
+    assert (error["error_code"], error["msg"]) == ("nothing_chosen", "the tags of this run leave nothing to do")
 
 
 def test_a_provider_that_was_refused_need_not_be_a_host() -> None:

@@ -99,7 +99,10 @@ def test_a_plan_of_batches_is_plain_data() -> None:
         ("canary", [], ["web1"]),
     ]
     assert planned_sizes({"b_001": ["db"], "b_002": ["web1"]}, "b_") == [1, 1]
-    assert held("web1", {"web1": {"fleet_turn": turns[1]}})["error"]["error_code"] == "provider_failed"
+    assert (
+        held("web1", {"web1": {"fleet_turn": turns[1], "fleet_parts": ["packages"]}})["error"]["error_code"]
+        == "provider_failed"
+    )
 
 
 @pytest.mark.parametrize(
