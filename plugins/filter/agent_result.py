@@ -16,16 +16,15 @@ description:
 options:
   _input:
     description:
-      - Results of tasks. C(channel) and C(proof) from M(kvm.fleet.domain_channel), C(brought_back), C(stopped) and
-        C(power) from M(kvm.fleet.domain_power), C(plan) from P(kvm.fleet.agent_plan#filter), C(lease) from
-        M(kvm.fleet.guest_lease).
+      - Results of tasks. C(channel) and C(proof) from M(kvm.fleet.domain_channel), C(repair) from
+        M(kvm.fleet.guest_repair), C(brought_back), C(stopped) and C(power) from M(kvm.fleet.domain_power), C(plan)
+        from P(kvm.fleet.agent_plan#filter), C(lease) from M(kvm.fleet.guest_lease).
       - C(intervening) tells whether anything may have been changed, C(installed) whether the package was installed.
     type: dict
     required: true
   failure:
     description:
       - The name of the task that failed, as C(task), its C(result), and whether that is C(hidden), as by C(no_log).
-        Under C(start), what came of the guest's start after it, if it had been shut down.
     type: dict
 extends_documentation_fragment:
   - kvm.fleet.result

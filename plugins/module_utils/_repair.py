@@ -120,6 +120,13 @@ class Repaired(NamedTuple):
     done: tuple[Done, ...]
     selinux_relabel: Relabel | None
 
+    def facts(self) -> dict[str, Any]:
+        """As results and evidence have it."""
+        return {
+            "repairs": [one.facts() for one in self.done],
+            "selinux_relabel": self.selinux_relabel.value if self.selinux_relabel else None,
+        }
+
 
 def repair(domain: Domain, wanted: Wanted, *, uri: str, check: bool) -> Repaired:
     """Do the repairs on the image of a domain that is off; in check mode, on a copy that is thrown away.

@@ -14,8 +14,8 @@ author:
 description:
   - Opens the disks of a domain that is off with libguestfs, and repairs what keeps its system from coming up. Nothing
     in the guest has to work for that, and no program of the hypervisor reads its file systems.
-  - A domain that is not off is refused. One that is started meanwhile does not start, since QEMU locks a file that is
-    written to. Of disks that are no files, see O(block_devices).
+  - A domain that is not off is refused, unless O(power_cycle) is set. One that is started meanwhile does not start,
+    since QEMU locks a file that is written to. Of disks that are no files, see O(block_devices).
   - The repairs are done in this order, V(fsck), V(packages), V(agent), O(script). The first one that fails ends the
     task, with what was done before it in the evidence as C(repairs).
   - Programs are the guest's own, run by the kernel of libguestfs's appliance, as root, without an init system and,
@@ -37,7 +37,8 @@ attributes:
   check_mode:
     support: full
     details:
-      - Everything is done, on a copy of the image that is thrown away at the end.
+      - Everything is done, on a copy of the image that is thrown away at the end. Of a guest that runs, with
+        O(power_cycle), only whether it can be shut down and its image could be opened then.
   diff_mode:
     support: none
 options:
@@ -80,6 +81,35 @@ options:
         services on its loopback as well, at C(169.254.2.2).
     type: bool
     default: false
+  power_cycle:
+    description:
+      - Shut the guest down first, and start it afterwards, whatever came of the repairs. One that is off is started,
+        too. From the request to shut down until it is started, the task goes on though its controller is cancelled or
+        gone, so the guest is not left off.
+      - A repair that fails is told first. What came of the start is then in the evidence.
+    type: bool
+    default: false
+  method:
+    description: How to ask for the shutdown, as for M(kvm.fleet.domain_power).
+    type: str
+    choices: [acpi, agent]
+    default: acpi
+  shutdown_timeout:
+    description:
+      - Seconds that the guest may take to shut down. One that does not is left running, and nothing is repaired.
+    type: int
+    default: 300
+  force:
+    description:
+      - End a guest that is still there at the deadline, as pulling the plug would. What it has not written to disk is
+        lost.
+    type: bool
+    default: false
+  agent_timeout:
+    description:
+      - Seconds to wait for the guest agent after the start. V(0) does not wait, for guests that have no agent.
+    type: int
+    default: 300
   before_shutdown:
     description:
       - Only see to it that the image of a domain that may still run could be opened once it is off, as far as that
@@ -111,6 +141,13 @@ EXAMPLES = r"""
     name: web1
     script: sed -i '\|^/dev/vdb|s|^|#|' /etc/fstab
   delegate_to: hypervisor1
+
+- name: Check the file systems of a guest that runs
+  kvm.fleet.guest_repair:
+    name: web1
+    repairs: [fsck]
+    power_cycle: true
+  delegate_to: hypervisor1
 """
 
 RETURN = r"""
@@ -139,6 +176,13 @@ selinux_relabel:
   returned: success
   type: str
   sample: at_boot
+power:
+  description: >-
+    What came of O(power_cycle), or would: whether the guest was C(restarted) (also where it was off), and what
+    M(kvm.fleet.domain_power) returns besides, as RV(kvm.fleet.domain_power#module:forced). V(null) without it.
+  returned: success
+  type: dict
+  sample: {restarted: true, forced: false, pending: []}
 virt_rescue:
   description: >-
     The command that opens a shell on the image once the domain is off, for a person at a terminal of the hypervisor.
@@ -151,10 +195,12 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ansible_collections.kvm.fleet.plugins.module_utils import _repair
+from ansible_collections.kvm.fleet.plugins.module_utils import _repair, _repair_cycle, _results
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import ShutdownMethod
 from ansible_collections.kvm.fleet.plugins.module_utils._lease import working
 from ansible_collections.kvm.fleet.plugins.module_utils._libvirt import LibvirtHypervisor
-from ansible_collections.kvm.fleet.plugins.module_utils._repair import Repair, Wanted
+from ansible_collections.kvm.fleet.plugins.module_utils._power import PowerOptions, PowerReport
+from ansible_collections.kvm.fleet.plugins.module_utils._repair import Repair, Repaired, Wanted
 from ansible_collections.kvm.fleet.plugins.module_utils._runner import DOMAIN_ARGUMENTS, run
 
 
@@ -166,11 +212,17 @@ def main() -> None:
             "timeout": {"type": "int", "default": 1800},
             "block_devices": {"type": "bool", "default": False},
             "network": {"type": "bool", "default": False},
+            "power_cycle": {"type": "bool", "default": False},
+            "method": {"type": "str", "choices": ["acpi", "agent"], "default": "acpi"},
+            "shutdown_timeout": {"type": "int", "default": 300},
+            "force": {"type": "bool", "default": False},
+            "agent_timeout": {"type": "int", "default": 300},
             "before_shutdown": {"type": "bool", "default": False},
             "virt_rescue": {"type": "bool", "default": False},
             "run": {"type": "str"},
             **DOMAIN_ARGUMENTS,
         },
+        mutually_exclusive=[("power_cycle", "before_shutdown")],
         supports_check_mode=True,
     )
     given = module.params
@@ -185,23 +237,36 @@ def main() -> None:
         run=given["run"],
         network=given["network"],
     )
+    options = PowerOptions(
+        method=ShutdownMethod(given["method"]),
+        shutdown_timeout=given["shutdown_timeout"],
+        force=given["force"],
+        agent_timeout=given["agent_timeout"],
+    )
 
     def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
         wanted.check()
         domain = hypervisor.domain(given["name"])
-        with working(hypervisor, domain, given["run"], check=module.check_mode, warn=module.warn):
+        with working(hypervisor, domain, given["run"], check=module.check_mode, warn=module.warn) as recorder:
             if given["before_shutdown"]:
                 command = _repair.foresee(domain, wanted, uri=hypervisor.uri)
-                return {"changed": False, "repairs": [], "selinux_relabel": None, "virt_rescue": command}
-            repaired = _repair.repair(domain, wanted, uri=hypervisor.uri, check=module.check_mode)
-        relabel = repaired.selinux_relabel
-        return {
-            "changed": any(one.changed for one in repaired.done),
-            "repairs": [one.facts() for one in repaired.done],
-            "selinux_relabel": relabel.value if relabel else None,
-        }
+                return {**told(Repaired((), None)), "virt_rescue": command}
+            if given["power_cycle"]:
+                cycled = _repair_cycle.repair(hypervisor, domain, wanted, options, recorder, check=module.check_mode)
+                return {**told(cycled.repaired), "changed": True, **power(cycled.power)}
+            return told(_repair.repair(domain, wanted, uri=hypervisor.uri, check=module.check_mode))
 
     run(module, work)
+
+
+def told(repaired: Repaired) -> dict[str, Any]:
+    return {"changed": any(one.changed for one in repaired.done), **repaired.facts(), "power": None}
+
+
+def power(report: PowerReport) -> dict[str, Any]:
+    found = _results.power(report)
+    warnings = found.pop("warnings", [])  # Ansible shows those of the whole result
+    return {"power": {"restarted": True, **found}, **({"warnings": warnings} if warnings else {})}
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ from typing import Any
 
 from ansible_collections.kvm.fleet.plugins.module_utils._errors import DomainNotRunning, FleetError, NoWayOpen
 from ansible_collections.kvm.fleet.plugins.module_utils._results import failure
-from ansible_collections.kvm.fleet.plugins.plugin_utils._result import Facts, Result, told_of_any, was_forced
+from ansible_collections.kvm.fleet.plugins.plugin_utils._result import Facts, Result, power_of, told_of_any, was_forced
 
 NOT_ASKED_FOR = {
     "ssh": "Ansible may not log in to the guest: it has no ansible_host in the inventory, or agent_ways leaves ssh out",
@@ -160,14 +160,13 @@ def make_result(
     """Put together what the steps returned.
 
     ``guest`` has run, name, hypervisor, uri and domain; ``taken`` has what the steps registered under lease, channel,
-    brought_back, stopped, power, proof and plan, as far as they came, and under intervening and installed whether it
-    came to that. ``failure`` is the failed task's name and result, if one failed.
+    brought_back, repair, stopped, power, proof and plan, as far as they came, and under intervening and installed
+    whether it came to that. ``failure`` is the failed task's name and result, if one failed.
     """
     channel, proof, lease = (taken.get(step) or {} for step in ("channel", "proof", "lease"))
     back, stopped, power = (taken.get(step) or {} for step in ("brought_back", "stopped", "power"))
-    # What is shut down is started again. Check mode does not come to that.
-    to_start = check_mode and "shut_down" in (stopped.get("steps") or [])
-    restarted = to_start or _restarted(back) or _restarted(power)
+    cycled = power_of(taken.get("repair") or {})
+    restarted = any(_restarted(step) for step in (back, cycled, power))
     installed = (taken.get("plan") or {}).get("install", "") if taken.get("installed") else ""
     if failure:
         outcome = "failed" if taken.get("intervening") else "refused"
@@ -182,7 +181,7 @@ def make_result(
         installed=installed,
         closed=dict((taken.get("plan") or {}).get("closed") or {}),
         restarted=restarted,
-        forced_off=any(was_forced(step) for step in (back, stopped, power)),
+        forced_off=any(was_forced(step) for step in (back, cycled, stopped, power)),
         agent=proof.get("agent"),
     ).record()
 

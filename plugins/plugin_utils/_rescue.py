@@ -10,7 +10,13 @@ from collections.abc import Mapping
 from typing import Any
 
 from ansible_collections.kvm.fleet.plugins.plugin_utils._cycle import make_result, was_left_off
-from ansible_collections.kvm.fleet.plugins.plugin_utils._result import Facts, bounded, gone_on_with, was_forced
+from ansible_collections.kvm.fleet.plugins.plugin_utils._result import (
+    Facts,
+    bounded,
+    gone_on_with,
+    power_of,
+    was_forced,
+)
 
 OFF = "not_running"
 
@@ -36,10 +42,10 @@ def make_rescue_result(
     repairs = [dict(one) for one in repair.get("repairs") or (repair.get("evidence") or {}).get("repairs") or []]
     lease = taken.get("lease") or {}
     # What an earlier run has upgraded is its own: this one only brings the guest back.
-    power = {**(taken.get("power") or {})}
+    power = {**(power_of(repair) or taken.get("power") or {})}
     if check_mode:
         power["restarted"] = bool((taken.get("plan") or {}).get("start"))
-    power["forced"] = was_forced(taken.get("stopped") or {})
+    power["forced"] = was_forced(power) or was_forced(taken.get("stopped") or {})
     steps = {**taken, "plan": {}, "lease": {**lease, "resumed": gone_on_with(lease)}, "power": power}
     result = make_result(guest, steps, duration=duration, check_mode=check_mode, failure=failure)
     if not failure and any(one["changed"] for one in repairs):

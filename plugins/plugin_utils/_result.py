@@ -88,6 +88,13 @@ def was_forced(done: Facts) -> bool:
     return True in (done.get("forced"), (done.get("evidence") or {}).get("forced"))
 
 
+def power_of(repair: Facts) -> Facts:
+    """What came of a guest's way down and up for a repair, by what guest_repair returned, or failed with after that."""
+    return repair.get("power") or {
+        key: found for key, found in (repair.get("evidence") or {}).items() if key in ("restarted", "forced")
+    }
+
+
 def bounded(value: Any) -> Any:
     """A copy in which no text is longer than LONGEST_TEXT; what lies between the ends of a longer one is left out."""
     if isinstance(value, str):

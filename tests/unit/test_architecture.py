@@ -65,6 +65,7 @@ PURE = [
     "module_utils/_reboot.py",
     "module_utils/_record.py",
     "module_utils/_repair.py",
+    "module_utils/_repair_cycle.py",
     "module_utils/_restart.py",
     "module_utils/_results.py",
     "module_utils/_retention.py",

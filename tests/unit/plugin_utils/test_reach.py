@@ -209,9 +209,15 @@ def test_a_guest_that_an_earlier_run_had_left_off_was_restarted() -> None:
 
 
 def test_check_mode_predicts_the_start_of_what_it_would_shut_down() -> None:
-    taken = {"channel": channel("needs_restart"), "stopped": {"steps": ["shut_down"]}, "power": {"skipped": True}}
-    told = result(taken, check_mode=True)
-    assert (told["outcome"], told["restarted"]) == ("restarted", True)
+    for step in ({"power": RESTARTED}, {"repair": {"repairs": [], "power": RESTARTED}}):
+        told = result({"channel": channel("needs_restart"), **step}, check_mode=True)
+        assert (told["outcome"], told["restarted"]) == ("restarted", True)
+
+
+def test_a_guest_that_was_started_again_after_a_failed_install_is_told_to_be_restarted() -> None:
+    failed = {"failed": True, "evidence": {"restarted": True, "forced": True}}
+    told = result({"intervening": True, "repair": failed}, {"task": "Install", "result": failed})
+    assert (told["outcome"], told["restarted"], told["forced_off"]) == ("failed", True, True)
 
 
 def test_a_guest_that_was_ended_by_force_is_told() -> None:

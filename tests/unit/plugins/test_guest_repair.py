@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.kvm.fleet.plugins.module_utils._domain import DomainState
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import LibvirtFailed
 from tests.unit.fake_files import SYSTEMD, UNIT
 from tests.unit.fake_guestfish import FakeGuestfish
 from tests.unit.fake_hypervisor import FakeDomain
@@ -183,3 +184,92 @@ def test_a_guest_of_another_run_is_refused(run: Run, fake_guestfish: FakeGuestfi
     assert run("guest_repair", name="web1", repairs=["fsck"], run="run-b")["error_code"] == "lease_lost"
     assert fake_guestfish.calls() == []
     assert not run("guest_repair", name="web1", repairs=["fsck"], run="run-a").get("failed")
+
+
+# --- between its shutdown and its start ----------------------------------------------------------
+
+CYCLE = {"name": "web1", "repairs": ["fsck"], "power_cycle": True}
+
+
+@pytest.fixture
+def running(domain: FakeDomain, fake_guestfish: FakeGuestfish) -> FakeDomain:
+    fake_guestfish.ready()
+    return domain
+
+
+def test_a_guest_is_shut_down_repaired_and_started(run: Run, running: FakeDomain) -> None:
+    boot_id = running.boot_id
+    done = run("guest_repair", **CYCLE)
+    assert running.changes == ["shutdown by acpi", "start"]
+    assert ([one["name"] for one in done["repairs"]], done["changed"]) == (["fsck"], True)
+    power = done["power"]
+    assert (power["restarted"], power["forced"]) == (True, False)
+    assert (power["before"]["boot_id"], power["after"]["boot_id"]) == (boot_id, running.boot_id)
+    assert [seen["state"] for seen in power["transitions"]] == ["running", "shut_off", "running"]
+
+
+def test_one_that_is_off_is_started_and_one_whose_agent_is_silent_is_no_obstacle(
+    run: Run, off: FakeDomain, fake_guestfish: FakeGuestfish
+) -> None:
+    assert run("guest_repair", **CYCLE)["power"]["restarted"] is True
+    assert off.changes == ["start"]
+    off.agent.silent = True
+    fake_guestfish.ready()
+    assert run("guest_repair", **CYCLE, agent_timeout=0)["power"]["restarted"] is True
+    assert off.changes == ["start", "shutdown by acpi", "start"]
+
+
+def test_check_mode_leaves_a_guest_that_runs_as_it_is(
+    run: Run, running: FakeDomain, fake_guestfish: FakeGuestfish
+) -> None:
+    predicted = run("guest_repair", check=True, **CYCLE)
+    assert (predicted["changed"], predicted["repairs"], predicted["power"]["restarted"]) == (True, [], True)
+    running.managed_save = True
+    assert run("guest_repair", check=True, **CYCLE)["error_code"] == "domain_unsafe"
+    assert (running.changes, fake_guestfish.calls()) == ([], [])
+
+
+def test_check_mode_tries_the_repairs_of_one_that_is_off(run: Run, off: FakeDomain) -> None:
+    predicted = run("guest_repair", check=True, **CYCLE)
+    assert [one["name"] for one in predicted["repairs"]] == ["fsck"]
+    assert off.changes == []
+
+
+def test_a_guest_whose_repair_fails_is_started_all_the_same(run: Run, running: FakeDomain) -> None:
+    failed = run("guest_repair", **CYCLE, script="exit 3")
+    assert running.changes == ["shutdown by acpi", "start"]
+    evidence = failed["evidence"]
+    assert (failed["error_code"], evidence["repair"]) == ("image_failed", "script")
+    assert [one["name"] for one in evidence["repairs"]] == ["fsck"]
+    assert (evidence["restarted"], evidence["forced"]) == (True, False)
+
+
+@pytest.mark.parametrize(("script", "code"), [("exit 3", "image_failed"), ("true", "start_failed")])
+def test_a_start_that_fails_does_not_hide_what_came_of_the_repairs(
+    run: Run, running: FakeDomain, script: str, code: str
+) -> None:
+    running.faults["start"] = LibvirtFailed("no", remedy="See libvirt's log.")
+    failed = run("guest_repair", **CYCLE, script=script)
+    assert (failed["error_code"], failed["evidence"]["repairs"][0]["name"]) == (code, "fsck")
+    if code == "image_failed":
+        assert failed["evidence"]["start"]["error_code"] == "start_failed"
+        assert "After that, its start failed: " in failed["remedy"]
+        assert "restarted" not in failed["evidence"]
+
+
+def test_a_guest_that_does_not_shut_down_is_not_touched(
+    run: Run, running: FakeDomain, fake_guestfish: FakeGuestfish
+) -> None:
+    running.habits.shuts_down_after = None
+    assert run("guest_repair", **CYCLE, shutdown_timeout=30)["error_code"] == "shutdown_timeout"
+    assert fake_guestfish.calls() == []
+
+
+def test_a_dead_run_that_left_the_guest_off_is_gone_on_with(run: Run, off: FakeDomain, running: FakeDomain) -> None:
+    run("guest_lease", name="web1", run="run-a", owner="root@a")
+    off.start()
+    off.changes.clear()
+    assert run("guest_repair", **CYCLE, run="run-a")["power"]["restarted"] is True
+    [step] = run("domain_info", names=["web1"])["domains"][0]["run"]["steps"]
+    assert (step["name"], step["status"]) == ("restart", "done")
+    assert running.changes == ["shutdown by acpi", "start"]

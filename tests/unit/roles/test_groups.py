@@ -12,7 +12,10 @@ import pytest
 
 from tests.unit.roles.walk import ROLES, tasks
 
-POWERS = ("kvm.fleet.domain_power", "kvm.fleet.domain_rollback", "kvm.fleet.guest_agent_policy")
+POWERS = (
+    *("kvm.fleet.domain_power", "kvm.fleet.domain_rollback"),
+    *("kvm.fleet.guest_agent_policy", "kvm.fleet.guest_repair"),
+)
 
 
 def with_module(found: list[dict[str, Any]], *modules: str) -> list[int]:

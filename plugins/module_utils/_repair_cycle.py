@@ -1,0 +1,86 @@
+# Copyright: Contributors to kvm.fleet
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Repairs a guest between its shutdown and its start, which nothing that can wait keeps apart."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ansible_collections.kvm.fleet.plugins.module_utils import _repair, _restart
+from ansible_collections.kvm.fleet.plugins.module_utils._agent import GuestAgent
+from ansible_collections.kvm.fleet.plugins.module_utils._clock import Clock
+from ansible_collections.kvm.fleet.plugins.module_utils._domain import ACTIVE_STATES, Domain, Hypervisor
+from ansible_collections.kvm.fleet.plugins.module_utils._errors import FleetError
+from ansible_collections.kvm.fleet.plugins.module_utils._lease import Recorder
+from ansible_collections.kvm.fleet.plugins.module_utils._observe import observe
+from ansible_collections.kvm.fleet.plugins.module_utils._power import PowerOptions, PowerReport
+from ansible_collections.kvm.fleet.plugins.module_utils._repair import Repaired, Wanted
+
+NOTHING = Repaired((), None)
+
+
+class Cycled(NamedTuple):
+    """What was done while the guest was off, and what came of its way down and up."""
+
+    repaired: Repaired
+    power: PowerReport
+
+
+def repair(
+    hypervisor: Hypervisor, domain: Domain, wanted: Wanted, options: PowerOptions, recorder: Recorder, *, check: bool
+) -> Cycled:
+    """Shut the guest down, do the repairs, and start it whatever came of them. One that is off is started, too.
+
+    In check mode, a guest that runs is only looked at: its image cannot be opened before it is off.
+    A repair that fails is the first cause. Its error tells as evidence what was done before it, and of the guest's way
+    down and up: that it was 'restarted', 'forced' and its 'transitions', or under 'start' why that failed as well.
+    Raises what _repair.foresee, _restart.stop, _restart.cycle and _repair.repair raise.
+    """
+    wanted.check()
+    options.check()
+    observed = observe(hypervisor, domain)
+    runs = observed.state in ACTIVE_STATES
+    if runs:
+        _repair.foresee(domain, wanted, uri=hypervisor.uri)
+    if check:
+        if runs:
+            return Cycled(NOTHING, _restart.stop(hypervisor, domain, observed, options, recorder, check=True)[1])
+        return Cycled(_repair.repair(domain, wanted, uri=hypervisor.uri, check=True), PowerReport())
+
+    repaired = NOTHING
+    failure: FleetError | None = None
+
+    def work() -> None:
+        nonlocal repaired, failure
+        try:
+            repaired = _repair.repair(domain, wanted, uri=hypervisor.uri, check=False)
+        except FleetError as error:
+            failure = error  # raised once the guest is up
+
+    answers = _answers(domain, hypervisor.clock)
+    try:
+        power = _restart.cycle(hypervisor, domain, observed, options, recorder, meanwhile=work, agent_answers=answers)
+    except FleetError as error:
+        if failure is None:
+            error.evidence.update(repaired.facts())
+            raise
+        failure.remedy = f"{failure.remedy} After that, its start failed: {error.message}. {error.remedy}"
+        failure.evidence["start"] = {"error_code": error.error_code, "msg": error.message, **error.evidence}
+        raise failure from error
+    if failure:
+        failure.evidence.update(
+            restarted=True, forced=power.forced, transitions=[transition.facts() for transition in power.transitions]
+        )
+        raise failure
+    return Cycled(repaired, power)
+
+
+def _answers(domain: Domain, clock: Clock) -> bool:
+    """Whether the guest's agent does. That of a guest which is to be repaired may well not."""
+    try:
+        GuestAgent(domain, clock).ping()
+    except FleetError:
+        return False
+    return True
