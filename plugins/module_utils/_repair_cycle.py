@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from ansible_collections.kvm.fleet.plugins.module_utils import _repair, _restart
@@ -49,32 +50,47 @@ def repair(
             return Cycled(NOTHING, _restart.stop(hypervisor, domain, observed, options, recorder, check=True)[1])
         return Cycled(_repair.repair(domain, wanted, uri=hypervisor.uri, check=True), PowerReport())
 
-    repaired = NOTHING
-    failure: FleetError | None = None
+    attempt = _Attempt()
 
     def work() -> None:
-        nonlocal repaired, failure
         try:
-            repaired = _repair.repair(domain, wanted, uri=hypervisor.uri, check=False)
+            attempt.repaired = _repair.repair(domain, wanted, uri=hypervisor.uri, check=False)
         except FleetError as error:
-            failure = error  # raised once the guest is up
+            attempt.failure = error  # raised once the guest is up
 
     answers = _answers(domain, hypervisor.clock)
     try:
         power = _restart.cycle(hypervisor, domain, observed, options, recorder, meanwhile=work, agent_answers=answers)
     except FleetError as error:
-        if failure is None:
-            error.evidence.update(repaired.facts())
-            raise
-        failure.remedy = f"{failure.remedy} After that, its start failed: {error.message}. {error.remedy}"
-        failure.evidence["start"] = {"error_code": error.error_code, "msg": error.message, **error.evidence}
-        raise failure from error
-    if failure:
-        failure.evidence.update(
-            restarted=True, forced=power.forced, transitions=[transition.facts() for transition in power.transitions]
-        )
-        raise failure
-    return Cycled(repaired, power)
+        if attempt.failure:
+            raise _with_the_start(attempt.failure, error) from error
+        error.evidence.update(attempt.repaired.facts())
+        raise
+    if attempt.failure:
+        raise _with_the_cycle(attempt.failure, power)
+    return Cycled(attempt.repaired, power)
+
+
+@dataclass
+class _Attempt:
+    """What came of the repairs."""
+
+    repaired: Repaired = NOTHING
+    failure: FleetError | None = None
+
+
+def _with_the_start(failure: FleetError, start: FleetError) -> FleetError:
+    """A repair's failure that tells how the start failed after it."""
+    failure.remedy = f"{failure.remedy} After that, its start failed: {start.message}. {start.remedy}"
+    failure.evidence["start"] = {"error_code": start.error_code, "msg": start.message, **start.evidence}
+    return failure
+
+
+def _with_the_cycle(failure: FleetError, power: PowerReport) -> FleetError:
+    """A repair's failure that tells how the guest came down and up."""
+    transitions = [transition.facts() for transition in power.transitions]
+    failure.evidence.update(restarted=True, forced=power.forced, transitions=transitions)
+    return failure
 
 
 def _answers(domain: Domain, clock: Clock) -> bool:
