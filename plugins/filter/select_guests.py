@@ -81,7 +81,7 @@ _value:
       description: The domain's name there.
       type: str
     listed:
-      description: Whether the inventory lists the guest itself.
+      description: Whether the inventory lists the guest, and it is itself one of the hosts that were looked through.
       type: bool
     state:
       description: The domain's state, or V(unknown) when its hypervisor does not have it.

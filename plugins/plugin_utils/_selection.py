@@ -41,7 +41,7 @@ class Guest:
     """A guest by the name it has, or will have, in the inventory. ``observed`` is what domain_info said of it, if any,
     and ``asked`` what guest_info did.
 
-    ``listed`` tells whether the inventory itself has it, with these ``variables``, or only its hypervisor.
+    ``listed`` tells whether its own host, with these ``variables``, is among those of the run, or only its hypervisor.
     """
 
     name: str
@@ -183,7 +183,8 @@ def known_guests(hosts: Sequence[HostVars], inventory: Inventory, *, everyone: b
     that keeps to listed ones. With ``everyone``, of each of these.
 
     A domain that only its hypervisor knows goes by its own name, as far as Ansible can take that for a host's, or by
-    DOMAIN@HYPERVISOR where that name is taken.
+    DOMAIN@HYPERVISOR where that name is taken. One whose host is not among ``hosts``, as where a run is limited to its
+    hypervisor, goes by the name and the variables of that host.
     """
     domains = _by_place(hosts, inventory, "fleet_domains", "domains")
     asked = _by_place(hosts, inventory, "fleet_asked", "guests")
@@ -207,19 +208,38 @@ def known_guests(hosts: Sequence[HostVars], inventory: Inventory, *, everyone: b
         for domain in domains.get(place, {})
         if (place, domain) not in claimed
     ]
-    taken = Counter(host_name(domain) for _place, domain in found)
-    taken.update(str(host["inventory_hostname"]) for host in hosts)
+    others = _others_of_the_inventory(hosts, inventory) if found else {}
+    taken = Counter(host_name(domain) for place, domain in found if (place, domain) not in others)
+    taken.update(str(host["inventory_hostname"]) for host in [*hosts, *others.values()])
+
+    def name(place: Place, domain: str) -> str:
+        if (place, domain) in others:
+            return str(others[place, domain]["inventory_hostname"])
+        return host_name(domain if taken[host_name(domain)] == 1 else f"{domain}@{place.hypervisor}")
+
     return listed + [
         Guest(
-            host_name(domain if taken[host_name(domain)] == 1 else f"{domain}@{place.hypervisor}"),
+            name(place, domain),
             place,
             domain,
             False,
             domains[place][domain],
             asked.get(place, {}).get(domain),
+            others.get((place, domain), {}),
         )
         for place, domain in found
     ]
+
+
+def _others_of_the_inventory(hosts: Iterable[HostVars], inventory: Inventory) -> dict[tuple[Place, str], HostVars]:
+    """The guests that the inventory lists and that are not among these hosts, by where they live."""
+    names = {str(host["inventory_hostname"]) for host in hosts}
+    others = (inventory[name] for name in inventory if name not in names)
+    return {
+        (place_of(host, inventory), str(host.get("kvm_domain") or host["inventory_hostname"])): host
+        for host in others
+        if is_guest(host)
+    }
 
 
 def all_guests(hosts: Sequence[HostVars], inventory: Inventory) -> list[Guest]:
@@ -374,6 +394,7 @@ def check_limit(selected: Iterable[Guest], limit: str | None) -> None:
     unlisted = [guest.name for guest in selected if not guest.listed]
     if limit and unlisted and "fleet_selected" not in limit:
         raise SelectionError(
-            f"--limit {limit} leaves out {', '.join(unlisted)}, which the inventory does not list. Use --limit "
-            f"'{limit},fleet_selected', choose with fleet_guests instead, or list them in the group kvm_guests"
+            f"--limit {limit} leaves out {', '.join(unlisted)}, which it does not name, or the inventory does not "
+            f"list. Use --limit '{limit},fleet_selected', choose with fleet_guests instead, or list them in the group "
+            "kvm_guests"
         )

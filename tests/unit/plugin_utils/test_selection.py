@@ -161,6 +161,22 @@ def test_all_guests_are_those_of_the_run_and_whatever_else_anybody_knows() -> No
     assert names(all_guests([], inventory)) == ["web1", "web2", "db"]
 
 
+def test_a_guest_is_its_host_of_the_inventory_where_a_run_is_limited_to_its_hypervisor() -> None:
+    looked = hypervisor("hv1", "www", "web2", "db1")
+    listed = [
+        host("web1", kvm_hypervisor="hv1", kvm_domain="www", kvm_group="web"),
+        host("web2", kvm_hypervisor="hv2", kvm_domain="www"),
+    ]
+    inventory = {one["inventory_hostname"]: one for one in [looked, *listed]}
+    guests = known_guests([looked], inventory)
+    assert [(guest.name, guest.domain, guest.hint("group"), guest.listed) for guest in guests] == [
+        ("web1", "www", "web", False),
+        ("web2@hv1", "web2", None, False),
+        ("db1", "db1", None, False),
+    ]
+    assert names(all_guests([looked], inventory)) == ["web1", "web2@hv1", "db1", "web2"]
+
+
 def test_what_a_guest_is_in_the_fleet_is_said_by_the_inventory_or_else_by_its_domain() -> None:
     look = {"domains": [{**domain("web1"), "hints": {"group": "a", "canary": True}}]}
     [guest] = known_guests([host("web1", look, kvm_hypervisor="hv1", kvm_group="b")], {})
