@@ -52,13 +52,18 @@ def kill(controller: subprocess.Popen[bytes]) -> None:
     No process group has them all: since 2.19, Ansible's workers lead sessions of their own.
     """
     if controller.poll() is None:
-        # Stopped first, until no new one is found: who goes on may start another that nobody has seen.
-        stopped: set[int] = set()
-        while found := {controller.pid, *_descendants(controller.pid)} - stopped:
-            _send(signal.SIGSTOP, found)
-            stopped |= found
-        _send(signal.SIGKILL, stopped)
+        kill_all([controller.pid])
         controller.wait()
+
+
+def kill_all(pids: Iterable[int]) -> None:
+    """End these processes and all below them."""
+    # Stopped first, until no new one is found: who goes on may start another that nobody has seen.
+    roots, stopped = [*pids], set[int]()
+    while found := {each for pid in roots for each in (pid, *_descendants(pid))} - stopped:
+        _send(signal.SIGSTOP, found)
+        stopped |= found
+    _send(signal.SIGKILL, stopped)
 
 
 def _send(sent: signal.Signals, pids: Iterable[int]) -> None:

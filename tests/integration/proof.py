@@ -37,6 +37,16 @@ for path in /var/tmp/* /tmp/* /run/kvm-fleet* /var/lib/kvm-fleet/*; do
 done
 """
 
+FAILS_AT_BOOT = "lab-fails.service"
+"""The unit of `fail_at_boot`."""
+_FAILING = b"""\
+[Service]
+Type=oneshot
+ExecStart=/bin/false
+[Install]
+WantedBy=multi-user.target
+"""
+
 LET_GO = "/root/let-go"
 """The file in a guest for which whoever holds a lock there waits."""
 
@@ -116,6 +126,12 @@ def break_package(guest: Guest, package: str) -> None:
     script = f"/var/lib/dpkg/info/{package}.prerm"
     guest.write_file(script, b"#!/bin/sh\necho broken on purpose >&2\nexit 1\n")
     guest.output("/bin/chmod", "755", script)
+
+
+def fail_at_boot(guest: Guest) -> None:
+    """Give a guest a unit that is fine until it boots again, and fails then."""
+    guest.write_file(f"/etc/systemd/system/{FAILS_AT_BOOT}", _FAILING)
+    guest.output("/usr/bin/systemctl", "enable", FAILS_AT_BOOT)
 
 
 def let_go_after(guest: Guest, seconds: int) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from lab.clock import wait_until
-from tests.integration.proof import look, make_fresh, snapshots
+from tests.integration.proof import FAILS_AT_BOOT, fail_at_boot, look, make_fresh, snapshots
 from tests.integration.runs import module, playbook
 
 if TYPE_CHECKING:
@@ -22,14 +22,6 @@ if TYPE_CHECKING:
 
 CONFIRMED = {"rollback_confirm": True}
 
-# A unit that is fine until the guest boots again.
-FAILS_AT_BOOT = b"""\
-[Service]
-Type=oneshot
-ExecStart=/bin/false
-[Install]
-WantedBy=multi-user.target
-"""
 SERVICE = b"[Service]\nExecStart=/bin/sleep infinity\n"
 
 
@@ -88,8 +80,7 @@ def test_a_rollback_brings_back_a_file_a_package_and_a_running_service(guest: Gu
 
 
 def test_a_guest_that_does_not_come_back_healthy_is_rolled_back_by_the_upgrade(guest: Guest) -> None:
-    guest.write_file("/etc/systemd/system/lab-fails.service", FAILS_AT_BOOT)
-    guest.output("/usr/bin/systemctl", "enable", "lab-fails.service")
+    fail_at_boot(guest)
     before = look(guest)
     options = {"upgrade_packages": False, "upgrade_restart": "always", "upgrade_rollback": True}
 
@@ -98,7 +89,7 @@ def test_a_guest_that_does_not_come_back_healthy_is_rolled_back_by_the_upgrade(g
     assert run.exit_code != 0
     record = run.records[guest.name]
     assert (record["outcome"], record["error"]["error_code"]) == ("rolled_back", "guest_unhealthy")
-    assert "lab-fails.service" in record["error"]["msg"]
+    assert FAILS_AT_BOOT in record["error"]["msg"]
     assert any(line.startswith("  Rolled back: lost is all") for line in run.paragraph(guest.name))
     after = look(guest)
     assert (after.boot_id, after.snapshots) == (before.boot_id, (record["snapshot"],))
