@@ -4,7 +4,8 @@
 # All that it makes is below build/, except for the Debian packages that it installs.
 
 PYTHON ?= /usr/bin/python3
-# How many tests run at once. Each may have three guests of 512 MiB and a core, and waits for them half of its time.
+# How many tests run at once. Each may have three guests of 512 MiB and a core, and waits for them half of its time; one
+# file of tests has eight.
 PARALLEL ?= 3
 
 venv := $(CURDIR)/build/venv
