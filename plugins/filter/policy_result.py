@@ -17,7 +17,7 @@ options:
   _input:
     description:
       - Results of tasks. C(lease) from M(kvm.fleet.guest_lease), C(power) from M(kvm.fleet.domain_power), C(done) from
-        M(kvm.fleet.guest_agent_policy), C(audited) from M(kvm.fleet.guest_audit), C(local) from
+        M(kvm.fleet.guest_agent_policy), C(audited) from M(kvm.fleet.guest_audit), C(predicted) and C(local) from
         M(kvm.fleet.agent_policy_local).
       - C(intervening) tells whether anything may have been changed.
     type: dict
@@ -78,6 +78,10 @@ _value:
     way:
       description: The way that was taken. V(null) if none.
       type: str
+    closed:
+      description: >-
+        Why C(ssh) was not open, where the guest had an address for it and another way was taken. Empty otherwise.
+      type: dict
     files:
       description: The files that were changed, as M(kvm.fleet.guest_agent_policy) returns them.
       type: list

@@ -98,11 +98,13 @@ def _not_attempted(name: str, host: HostVars) -> Facts:
 class PolicyResult(Result):
     """What became of a guest whose agent was to be set up.
 
-    ``outcome`` is one of unchanged, changed, restarted, failed, refused. ``policy`` says what was wanted.
+    ``outcome`` is one of unchanged, changed, restarted, failed, refused. ``policy`` says what was wanted. ``closed`` is
+    why SSH was given up for another way, if it was.
     """
 
     policy: Mapping[str, Any]
     way: str | None
+    closed: Mapping[str, str]
     files: list[Mapping[str, Any]]
 
 
@@ -113,7 +115,8 @@ def make_policy_result(
 
     ``guest`` has run, name, hypervisor, uri, domain, state and rpcs. ``taken`` has what the steps registered, as far as
     they came: lease, power (a restart that an earlier run had begun), done (guest_agent_policy), audited (that the
-    guest's own files are about to be changed), local (agent_policy_local); and intervening, whether it came to that.
+    guest's own files are about to be changed), predicted and local (agent_policy_local); and intervening, whether it
+    came to that.
     ``failure`` is the failed task's name and result, if one failed.
     """
     lease, power, done, local = (taken.get(step) or {} for step in ("lease", "power", "done", "local"))
@@ -131,9 +134,17 @@ def make_policy_result(
         outcome=outcome,
         policy={"state": guest["state"], "rpcs": list(guest["rpcs"])},
         way="ssh" if told is local and local else told.get("way"),
+        closed=_closed(taken.get("predicted") or {}, error),
         files=[] if _is_put_back(error) else list(told.get("files") or []),
         restarted=True in (told.get("restarted"), power.get("restarted")) and not error,
     ).record()
+
+
+def _closed(predicted: Facts, error: Facts | None) -> dict[str, str]:
+    """Why the guest was not set up by SSH, unless that was the end of it, and the error says so."""
+    if not predicted or "files" in predicted or (error and error["error_code"] == "no_way_open"):
+        return {}
+    return {"ssh": str(predicted.get("msg", "it gave no message"))}
 
 
 def _is_put_back(error: Facts | None) -> bool:

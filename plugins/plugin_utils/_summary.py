@@ -127,6 +127,7 @@ def _policy_facts(record: Record) -> list[tuple[str, str]]:
     return [
         ("Agent", f"{does} {', '.join(policy['rpcs'])}{'' if record['outcome'] == 'changed' else ' already'}"),
         ("Way", record["way"] or ""),
+        ("Not open", _closed_text(record)),
         ("Changed", ", ".join(file["path"] for file in files)),
         ("Copies", ", ".join(copies)),
         *_history(record),
@@ -139,7 +140,7 @@ def _upgrade_facts(record: Record) -> list[tuple[str, str]]:
         ("Packages upgraded", packages_text(record["packages"]) if "repairs" not in record else ""),
         ("Repaired", repairs_text(record.get("repairs") or [])),
         ("Restarted", restart_text(record)),
-        ("Not open", "; ".join(f"{what}: {why}" for what, why in (record.get("closed") or {}).items())),
+        ("Not open", _closed_text(record)),
         ("Pause", pause_text(record)),
         ("Left behind", ", ".join((record.get("migration") or {}).get("left_behind", []))),
         ("QEMU drift", str(record["drift"])),
@@ -159,6 +160,7 @@ def _failure_facts(record: Record) -> list[tuple[str, str]]:
     return [
         ("Error", f"{error['msg']}{refused}"),
         ("Remedy", error.get("remedy") or ""),
+        ("Not open", _closed_text(record) if "policy" in record else ""),
         ("Agent's channel", _channel_text(record.get("channel"))),
         ("Packages upgraded", packages_text(packages) if packages else ""),
         ("Repaired", repairs_text(record.get("repairs") or [])),
@@ -178,7 +180,7 @@ def _agent_facts(record: Record) -> list[tuple[str, str]]:
     return [
         ("Agent's channel", _channel_text(record["channel"])),
         ("Agent installed", record["installed"]),
-        ("Not open", "; ".join(f"{way}: {why}" for way, why in record["closed"].items())),
+        ("Not open", _closed_text(record)),
         ("Restarted", restart_text(record)),
         ("Agent", record["agent"] or ""),
         *_history(record),
@@ -268,6 +270,11 @@ def pause_text(record: Record) -> str:
 def _short_text(seconds: float) -> str:
     """As duration_text, with tenths of what is less than a second."""
     return f"{seconds:.1f}s" if seconds < 1 else duration_text(seconds)
+
+
+def _closed_text(record: Record) -> str:
+    """The ways, or strategies, that were not open, with the reasons."""
+    return "; ".join(f"{what}: {why}" for what, why in (record.get("closed") or {}).items())
 
 
 def _channel_text(channel: Mapping[str, str] | None) -> str:

@@ -122,8 +122,8 @@ def test_an_agent_that_lets_nobody_in_is_set_up_by_ssh_and_the_guest_runs_on(rea
     shipped, process, boot_id, pid = enabled(guest), guest.process(), reached.boot_id(), reached.agent_pid()
     assert not any(shipped[rpc] for rpc in (*EXEC, *FILES))
 
-    # No other way is open to a guest that is not to be shut down, so it is found without being asked for.
-    predicted = reached.playbook("enable_guest_exec", "--check", "--diff", agent_policy_power_cycle=False)
+    # Its image is open as well. It comes first all the same, since the guest would have to be shut down for that.
+    predicted = reached.playbook("enable_guest_exec", "--check", "--diff")
     assert predicted.exit_code == 0, predicted.output
     assert [line for line in predicted.output.splitlines() if line.startswith(("-BLOCK", "+BLOCK"))] == [
         f"-{SHIPPED.splitlines()[1]}",
@@ -132,7 +132,7 @@ def test_an_agent_that_lets_nobody_in_is_set_up_by_ssh_and_the_guest_runs_on(rea
     assert (predicted.records[guest.name]["outcome"], predicted.records[guest.name]["way"]) == ("changed", "ssh")
     assert (reached.output(f"cat {SYSCONFIG}"), reached.agent_pid(), audited(guest)) == (SHIPPED, pid, [])
 
-    run = reached.playbook("enable_guest_exec", agent_policy_power_cycle=False)
+    run = reached.playbook("enable_guest_exec")
     assert run.exit_code == 0, run.output
     record = run.records[guest.name]
     assert (record["outcome"], record["way"], record["restarted"]) == ("changed", "ssh", True)

@@ -198,7 +198,7 @@ def test_an_agent_that_hangs_is_logged_in_to_where_there_is_an_address(make_gues
     assert run.exit_code != 0
     assert outcome(run, guest) == ("refused", "no_way_open")
     told = run.records[guest.name]["error"]["msg"]
-    assert told.startswith("the guest could not be logged in to: ")
+    assert told.startswith("Ansible could not do it in the guest: ")
     assert "offline: it needs a power cycle" in told
     assert (guest.process(), on_record(guest)["lease"], audited(guest)) == (process, None, [])
 

@@ -93,6 +93,21 @@ def test_what_was_done_in_the_guest_itself_is_told_as_such() -> None:
     assert (found["outcome"], found["way"], found["files"]) == ("changed", "ssh", [FILE])
 
 
+def test_why_ssh_was_given_up_for_another_way_is_told_unless_the_error_says_so() -> None:
+    lost = {"unreachable": True, "msg": "no route to host"}
+    done = {"changed": True, "way": "files", "files": [FILE], "restarted": True}
+    found = result(done=done, predicted=lost)
+    assert (found["way"], found["closed"]) == ("files", {"ssh": "no route to host"})
+    assert "  Not open: ssh: no route to host" in render_summary("enable guest-exec", [found])
+    assert result(done=done)["closed"] == {}
+    assert result(predicted={"files": [], "changed": False}, local=done)["closed"] == {}
+
+    gave_up = result({"task": "Set up", "result": failed("shutdown_timeout")}, predicted=lost)
+    assert gave_up["closed"] == {"ssh": "no route to host"}
+    assert "  Not open: ssh: no route to host" in render_summary("enable guest-exec", [gave_up])
+    assert result({"task": "Set up", "result": failed("no_way_open")}, predicted=lost)["closed"] == {}
+
+
 def failed(code: str, **evidence: Any) -> dict[str, Any]:
     return {"failed": True, "error_code": code, "msg": "no", "remedy": "Do.", "evidence": evidence}
 
