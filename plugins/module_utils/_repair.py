@@ -53,7 +53,7 @@ class Wanted:
     """What is to be done, in this order: file systems first, since nothing is safe on those that are damaged.
 
     ``block_devices`` says that nothing starts the domain meanwhile. With ``shell``, a person is going to do it instead.
-    ``run`` is for the audit.
+    ``run`` is for the audit. With ``rehearse``, all of it is only tried, also on a domain that runs.
     """
 
     fsck: bool
@@ -65,6 +65,7 @@ class Wanted:
     block_devices: bool = False
     run: str | None = None
     network: bool = False
+    rehearse: bool = False
 
     @property
     def repairs(self) -> tuple[Repair, ...]:
@@ -131,6 +132,8 @@ class Repaired(NamedTuple):
 def repair(domain: Domain, wanted: Wanted, *, uri: str, check: bool) -> Repaired:
     """Do the repairs on the image of a domain that is off; in check mode, on a copy that is thrown away.
 
+    What is only rehearsed is done on such a copy, too. Of a domain that runs, that has what is on its disks just then.
+
     The first one that fails ends it. Its error tells, as evidence, which it was, what was done before it, and what
     becomes of the labels.
     Raises what open_disks raises, ImageFailed, PackageManagerUnknown and PolicyUnsupported.
@@ -140,7 +143,15 @@ def repair(domain: Domain, wanted: Wanted, *, uri: str, check: bool) -> Repaired
         raise InvalidRequest("a shell is not opened by a module", remedy="Ask for it with before_shutdown alone.")
     done: list[Done] = []
     image: Image | None = None
-    opened = open_disks(domain, uri=uri, read_only=check, block_devices=wanted.block_devices, network=wanted.network)
+    check = check or wanted.rehearse
+    opened = open_disks(
+        domain,
+        uri=uri,
+        read_only=check,
+        shut_off=not wanted.rehearse,
+        block_devices=wanted.block_devices,
+        network=wanted.network,
+    )
     with opened as disks:
         for which in wanted.repairs:
             try:
@@ -160,6 +171,8 @@ def repair(domain: Domain, wanted: Wanted, *, uri: str, check: bool) -> Repaired
                 if image and image.selinux_relabel:
                     error.evidence["selinux_relabel"] = image.selinux_relabel.value
                 raise
+        if image and wanted.rehearse:
+            image.selinux_relabel = None  # nobody boots that copy, and to label all of its files takes minutes
     return Repaired(tuple(done), image.selinux_relabel if image else None)
 
 

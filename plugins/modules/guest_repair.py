@@ -116,6 +116,15 @@ options:
         shows without opening it. Nothing is repaired, in check mode or not.
     type: bool
     default: false
+  rehearse:
+    description:
+      - Only do all of it on a copy of the image that is thrown away, as in check mode, and also where the domain runs.
+        Its disks are then as they are at that moment, as after a power failure, and may make no sense.
+      - So a script that refuses something does that before the guest is shut down for it. What it prints tells whether
+        that is needed at all.
+      - RV(changed) tells what would be. Files are not labelled then.
+    type: bool
+    default: false
   virt_rescue:
     description:
       - A person is going to repair the guest in virt-rescue's shell. So O(before_shutdown), with which alone it goes,
@@ -172,7 +181,7 @@ repairs:
 selinux_relabel:
   description: >-
     Whether the guest's files got their SELinux labels (V(done)), or get them at its next boot (V(at_boot)). V(null)
-    where it is not needed.
+    where it is not needed, and with O(rehearse).
   returned: success
   type: str
   sample: at_boot
@@ -218,11 +227,12 @@ def main() -> None:
             "force": {"type": "bool", "default": False},
             "agent_timeout": {"type": "int", "default": 300},
             "before_shutdown": {"type": "bool", "default": False},
+            "rehearse": {"type": "bool", "default": False},
             "virt_rescue": {"type": "bool", "default": False},
             "run": {"type": "str"},
             **DOMAIN_ARGUMENTS,
         },
-        mutually_exclusive=[("power_cycle", "before_shutdown")],
+        mutually_exclusive=[("power_cycle", "before_shutdown", "rehearse")],
         supports_check_mode=True,
     )
     given = module.params
@@ -236,6 +246,7 @@ def main() -> None:
         block_devices=given["block_devices"],
         run=given["run"],
         network=given["network"],
+        rehearse=given["rehearse"],
     )
     options = PowerOptions(
         method=ShutdownMethod(given["method"]),
@@ -247,7 +258,8 @@ def main() -> None:
     def work(hypervisor: LibvirtHypervisor) -> dict[str, Any]:
         wanted.check()
         domain = hypervisor.domain(given["name"])
-        with working(hypervisor, domain, given["run"], check=module.check_mode, warn=module.warn) as recorder:
+        only_tried = module.check_mode or wanted.rehearse
+        with working(hypervisor, domain, given["run"], check=only_tried, warn=module.warn) as recorder:
             if given["before_shutdown"]:
                 command = _repair.foresee(domain, wanted, uri=hypervisor.uri)
                 return {**told(Repaired((), None)), "virt_rescue": command}

@@ -81,6 +81,26 @@ def test_a_guest_that_runs_is_refused(run: Run, domain: FakeDomain, fake_guestfi
     assert (fake_guestfish.calls(), domain.changes) == ([], [])
 
 
+@pytest.mark.parametrize("check", [True, False])
+def test_what_is_rehearsed_is_done_on_a_copy_while_the_guest_runs(
+    run: Run, domain: FakeDomain, fake_guestfish: FakeGuestfish, check: bool
+) -> None:
+    config = fake_guestfish.root / "etc" / "selinux" / "config"
+    config.parent.mkdir(parents=True)
+    config.write_text("SELINUX=enforcing\n", encoding="ascii")
+    fake_guestfish.ready()
+    asked = {"name": "web1", "script": "echo hello", "rehearse": True}
+    told = run("guest_repair", check=check, **asked)
+    assert told["repairs"] == [{"name": "script", "changed": True, "output": "hello\n"}]
+    assert [call[2].get("readonly") for call in fake_guestfish.calls("add")] == ["true"]
+    assert (fake_guestfish.calls("selinux-relabel"), told["selinux_relabel"]) == ([], None)
+    assert (domain.state(), domain.changes) == (DomainState.RUNNING, [])
+    fake_guestfish.ready()
+    refused = run("guest_repair", check=check, **{**asked, "script": "echo no >&2; exit 3"})
+    assert (refused["error_code"], "the script returned 3: no" in refused["msg"]) == ("image_failed", True)
+    assert "mutually exclusive" in run("guest_repair", check=check, **asked, before_shutdown=True)["msg"]
+
+
 def test_before_a_shutdown_it_only_sees_whether_it_could(
     run: Run, domain: FakeDomain, fake_guestfish: FakeGuestfish
 ) -> None:
