@@ -122,7 +122,7 @@ options:
         Its disks are then as they are at that moment, as after a power failure, and may make no sense.
       - So a script that refuses something does that before the guest is shut down for it. What it prints tells whether
         that is needed at all.
-      - RV(changed) tells what would be. Files are not labelled then.
+      - Whether that would change anything is the result of the task. Files are not labelled then.
     type: bool
     default: false
   virt_rescue:
