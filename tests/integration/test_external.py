@@ -181,7 +181,7 @@ def test_a_guest_whose_freezer_died_is_thawed(guest: Guest) -> None:
     write(guest, "thawed")
 
 
-@pytest.mark.parametrize("module_dies", [False, True])
+@pytest.mark.parametrize("module_dies", [pytest.param(False, marks=pytest.mark.thorough), True])
 def test_a_guest_is_thawed_though_libvirt_dies_while_it_is_frozen(
     frail: Hypervisor, frozen_there: Guest, module_dies: bool
 ) -> None:

@@ -216,6 +216,7 @@ def test_a_guest_without_an_agent_is_refused_and_not_shut_down_for_nothing(make_
     assert (guest.process(), audited(guest)) == (process, [])
 
 
+@pytest.mark.thorough
 def test_a_guest_without_a_channel_is_refused(make_guest: MakeGuest) -> None:
     guest = make_guest(wait=False, agent_channel=False)
     wait_until_booted(guest)

@@ -185,6 +185,7 @@ def test_a_run_that_is_killed_while_the_guest_is_off_is_made_up_for_by_the_next_
     assert last_outcome(guest)["error"] is None
 
 
+@pytest.mark.thorough
 def test_a_guest_that_does_not_go_down_is_left_running(pristine_guest: Guest) -> None:
     guest = pristine_guest
     make_fresh(guest)

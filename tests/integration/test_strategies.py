@@ -155,6 +155,7 @@ def test_a_save_that_is_called_off_or_refused_by_the_new_qemu_loses_no_guest(
     assert drifted.process() is not None
 
 
+@pytest.mark.thorough
 def test_edits_of_the_definition_still_wait_after_it(drifted: Guest) -> None:
     definition = drifted.domain.XMLDesc()
     edited = definition.replace(">1</vcpu>", ">2</vcpu>")
