@@ -206,6 +206,7 @@ def test_an_agent_that_was_removed_is_installed_by_ssh_as_the_guest_runs(reached
     assert again.records[guest.name]["outcome"] == "unchanged"
 
 
+@pytest.mark.thorough
 def test_a_guest_without_selinux_gets_no_runner(reached: Reached) -> None:
     run = reached.playbook("selinux_runner")
     assert run.exit_code == 0, run.output

@@ -121,6 +121,7 @@ def test_a_batch_that_is_not_the_planned_one_is_not_begun(fleet: Fleet, tmp_path
     assert fleet.processes == before
 
 
+@pytest.mark.thorough
 def test_a_canary_that_fails_holds_back_all_others(fleet: Fleet, tmp_path: Path) -> None:
     before = fleet.processes
     canary = extended(tmp_path, "kvm_guests: {hosts: {off1: {kvm_canary: true}}}\n")

@@ -98,6 +98,7 @@ def test_a_guest_that_does_not_come_back_healthy_is_rolled_back_by_the_upgrade(g
     assert (told["run"]["ended"]["outcome"], told["run"]["unfinished"]) == ("rolled_back", False)
 
 
+@pytest.mark.thorough
 def test_a_guest_that_was_off_in_its_snapshot_is_started(guest: Guest) -> None:
     boot_id = guest.boot_id()
     guest.output("/bin/sync")
