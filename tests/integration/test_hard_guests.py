@@ -275,6 +275,7 @@ def test_too_little_room_is_told_in_numbers_before_anything_is_changed(guests: G
 # --- a libvirt that is restarted -----------------------------------------------------------------
 
 
+@pytest.mark.thorough
 def test_libvirt_may_be_restarted_between_the_snapshot_and_the_upgrade(guests: Guests) -> None:
     guest, hypervisor, run = guests.tpm, guests.hypervisor, "libvirt-restarted"
     guests.on_hypervisor("guest_lease", state="present", run=run, owner="a test")

@@ -64,6 +64,7 @@ def test_only_ours_go_of_a_guest_that_is_well_and_check_mode_tells_them(guest: G
     assert set(snapshots(guest)) == {"first", "second", "theirs"} - set(told)
 
 
+@pytest.mark.thorough
 def test_the_ram_of_live_snapshots_is_counted_and_given_back(pristine_guest: Guest) -> None:
     """Neither is old, and the newest of all stays whatever its size."""
     take(pristine_guest, "first")
