@@ -120,6 +120,7 @@ def test_a_guest_whose_agent_is_silent_is_not_restarted(pristine_guest: Guest) -
         assert pristine_guest.process() == before
 
 
+@pytest.mark.thorough
 def test_a_guest_without_an_agent_is_restarted_without_waiting_for_it(make_guest: MakeGuest) -> None:
     guest = make_guest(wait=False, agent_channel=False)
     before = guest.process()

@@ -132,6 +132,7 @@ def test_a_guest_that_loses_power_cuts_the_job_off_and_keeps_the_baseline(
     assert read(agent, "before") == {"before": ["one"]}
 
 
+@pytest.mark.thorough
 def test_a_full_disk_refuses_a_job_and_does_not_hide_how_one_ended(agent: GuestAgent, pristine_guest: Guest) -> None:
     fill = "dd if=/dev/zero of={} bs=1M 2>/dev/null; dd if=/dev/zero of={}.rest bs=1k 2>/dev/null"
     start(agent, a_job(f"{fill.format('/fill', '/fill')}; exit 3"))

@@ -161,6 +161,7 @@ sys.stdin.read()
 """
 
 
+@pytest.mark.thorough
 def test_a_guest_that_cannot_come_back_stays_where_it_is_and_can_be_fetched(
     lab: Session, fleet: Fleet, guest: Guest
 ) -> None:
